@@ -1,0 +1,56 @@
+# `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKSPACE ?= workspace
+CONFIG ?= configs/embedded.yaml
+INPUT ?=
+ARGS ?=
+DEMO := demo-videos
+
+.DEFAULT_GOAL := help
+.PHONY: help install curate stats test lint format docs clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo 'variables: INPUT="videos/ more.mp4" WORKSPACE=workspace CONFIG=configs/cpu.yaml ARGS="key=value ..."'
+
+# uv installs in parallel and from its cache; pip alone takes several times as long.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed ## make .venv with everything in it
+
+curate: $(VENV)/installed ## videos into shards; without INPUT, demo videos are built and curated
+ifeq ($(strip $(INPUT)),)
+	$(BIN)/s2v demo $(DEMO)
+	$(BIN)/s2v curate --input $(DEMO) --workspace $(WORKSPACE) --config $(CONFIG) $(ARGS)
+else
+	$(BIN)/s2v curate --input $(INPUT) --workspace $(WORKSPACE) --config $(CONFIG) $(ARGS)
+endif
+
+stats: $(VENV)/installed ## the funnel of WORKSPACE
+	$(BIN)/s2v stats --workspace $(WORKSPACE)
+
+test: $(VENV)/installed ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed ## put the code into its style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/installed ## write docs/config.md from the config classes
+	$(BIN)/python -m curation.reference > docs/config.md
+
+clean: ## remove the demo videos, caches and .venv; workspaces stay
+	rm -rf $(DEMO) $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,244 @@
+"""The config of a run: what a YAML file and ``key=value`` overrides may say, checked before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+
+from models import registry
+from models.registry import BackendConfig
+from stages.annotate import AnnotateConfig
+from stages.config import Section
+from stages.pair import ReferencesConfig
+from stages.select import SelectConfig
+from stages.split import SplitConfig
+
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+DEFAULT_CONFIG = CONFIG_FOLDER / "embedded.yaml"
+
+
+class ConfigError(ValueError):
+    """A config file or an override that cannot be used; the message names the key."""
+
+
+def _backend(task: str, raw: Any) -> BackendConfig | None:
+    if raw is None or isinstance(raw, BackendConfig):
+        return raw
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"models.{task}: expected `backend: name` with its options, or null")
+    return registry.backend_config(task, dict(raw))
+
+
+def _task(name: str) -> Any:
+    return BeforeValidator(partial(_backend, name))
+
+
+class ModelsConfig(Section):
+    """Which network does what. Each entry is `backend: name` with that backend's options."""
+
+    root: Path = Path("weights")
+    """Folder of weight files. Relative paths start at the working directory."""
+    shots: Annotated[SerializeAsAny[BackendConfig] | None, _task("shots")] = None
+    """Finds cuts and fades."""
+    text: Annotated[SerializeAsAny[BackendConfig] | None, _task("text")] = None
+    """Finds written text; null leaves `text_area` at 0."""
+    captioner: Annotated[SerializeAsAny[BackendConfig] | None, _task("captioner")] = None
+    """Writes captions; null takes those that came with the videos."""
+    detector: Annotated[SerializeAsAny[BackendConfig], _task("detector")]
+    """Finds what the subject words name."""
+    segmenter: Annotated[SerializeAsAny[BackendConfig], _task("segmenter")]
+    """Turns boxes into masks."""
+    faces: Annotated[SerializeAsAny[BackendConfig] | None, _task("faces")] = None
+    """Finds and recognises faces; null leaves people without an identity across clips."""
+    embedder: Annotated[SerializeAsAny[BackendConfig], _task("embedder")]
+    """Describes what a subject looks like."""
+    image_text: Annotated[SerializeAsAny[BackendConfig] | None, _task("image_text")] = None
+    """Scores how well a subject fits its word; null leaves the score out."""
+    inpainter: Annotated[SerializeAsAny[BackendConfig] | None, _task("inpainter")] = None
+    """Paints backgrounds anew."""
+
+    def chosen(self) -> dict[str, BackendConfig]:
+        """The configured backends by task."""
+        return {task: config for task in registry.BACKENDS if (config := getattr(self, task)) is not None}
+
+
+class PackConfig(Section):
+    """How samples are encoded and packed."""
+
+    width: int = Field(832, ge=16, multiple_of=2)
+    """Widest that a clip is encoded, in pixels."""
+    height: int = Field(480, ge=16, multiple_of=2)
+    """Highest that a clip is encoded, in pixels."""
+    fit: Literal["keep", "crop", "pad"] = "keep"
+    """`keep` scales down to fit and keeps the aspect ratio, `crop` fills and cuts, `pad` fits and adds bars."""
+    fps: float = Field(16, gt=0, le=120)
+    """Frames per second, constant."""
+    crf: int = Field(20, ge=0, le=51)
+    """x264's quality: lower is better and larger."""
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"] = "veryfast"
+    """x264's speed."""
+    shard_samples: int = Field(256, ge=1)
+    """Samples per shard; the last one of a split holds the rest."""
+    val_share: float = Field(0.05, ge=0, lt=1)
+    """Share of the samples for validation. Identities and videos are never divided."""
+    max_subjects: int = Field(6, ge=1)
+    """Most subjects per sample, the largest first."""
+
+
+class OperatorConfig(Section):
+    """Stages that run in one worker, on the same rows, and what that worker gets."""
+
+    stages: tuple[str, ...]
+    """Names of the step's stages, in order."""
+    cpus: float = Field(1, gt=0)
+    """CPUs of one worker."""
+    gpus: float = Field(0, ge=0)
+    """GPUs of one worker; fractions share a GPU."""
+    workers: int | None = Field(None, ge=1)
+    """Most workers at once; null lets them grow to what the cluster has."""
+    batch: int = Field(1, ge=1)
+    """Items given to a stage in one call."""
+
+
+class StepRuntime(Section):
+    """How a step is spread over the cluster."""
+
+    operators: tuple[OperatorConfig, ...]
+    """Groups of stages. Stages in one group share decoded frames; between groups, frames travel as PNG."""
+    unit_seconds: float = Field(120, gt=0)
+    """Seconds of video in one unit of work, about; a unit is what a crash can cost."""
+    unit_items: int = Field(32, ge=1)
+    """Most items in one unit."""
+    timeout_s: float = Field(900, gt=0)
+    """A single item that takes longer (seconds) has its worker killed and is recorded as a failure."""
+
+
+def _step(*stages: str, batch: int = 1, **options: Any) -> StepRuntime:
+    return StepRuntime(operators=(OperatorConfig(stages=stages, batch=batch),), **options)
+
+
+class RuntimeConfig(Section):
+    """How the steps run on Ray. Changes speed, never results."""
+
+    ingest: StepRuntime = _step("ingest", unit_items=16)
+    split: StepRuntime = _step("split")
+    annotate: StepRuntime = _step("look", "score", "ground", "segment", "describe", batch=4, unit_seconds=60)
+    references: StepRuntime = _step("synthesise", batch=4, unit_items=32)
+    encode: StepRuntime = _step("encode")
+    pack: StepRuntime = _step("write", unit_items=1)
+    crashes: int = Field(2, ge=1)
+    """Worker crashes on one item before it is recorded as a failure and left out."""
+    commit_s: float = Field(10, ge=0)
+    """Finished units are committed at least this often (seconds): what a killed run may lose."""
+    store_gb: float | None = Field(None, gt=0)
+    """Memory of Ray's object store on a local start, in GB; null lets Ray choose."""
+
+    @model_validator(mode="after")
+    def _stages_complete(self) -> RuntimeConfig:
+        for step in ("ingest", "split", "annotate", "references", "encode", "pack"):
+            wanted = type(self).model_fields[step].default
+            have = [stage for operator in getattr(self, step).operators for stage in operator.stages]
+            need = [stage for operator in wanted.operators for stage in operator.stages]
+            if have != need:
+                raise ValueError(f"runtime.{step}.operators: the stages must be {need} in this order, got {have}")
+        return self
+
+
+class Config(Section):
+    """A whole run."""
+
+    models: ModelsConfig
+    split: SplitConfig = SplitConfig()
+    annotate: AnnotateConfig = AnnotateConfig()
+    select: SelectConfig = SelectConfig()
+    references: ReferencesConfig = ReferencesConfig()
+    pack: PackConfig = PackConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
+def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply ``dotted.key=value`` overrides; values are read as YAML.
+
+    Raises:
+        ConfigError: if the file is missing or no YAML, or a key or value is not valid; the message says which.
+    """
+    file = Path(path) if path is not None else DEFAULT_CONFIG
+    raw = _read_yaml(file)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override!r} is no override: write key=value, such as split.max_s=6")
+        _assign(raw, key.split("."), _parse(override, value))
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: " + "; ".join(_explain(detail) for detail in error.errors())) from None
+
+
+def select_with(config: Config, overrides: Sequence[str]) -> SelectConfig:
+    """The config's thresholds with ``subject.min_area=0.02``-like changes.
+
+    Raises:
+        ConfigError: for a threshold that does not exist or a value that does not fit.
+    """
+    raw = config.select.model_dump()
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{override!r} is no threshold: write name=value, such as subject.min_area=0.02")
+        _assign(raw, key.removeprefix("select.").split("."), _parse(override, value))
+    try:
+        return SelectConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(detail) for detail in error.errors())) from None
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits that change when any part does. Parts are config sections, strings, numbers or lists of them."""
+    plain = [part.model_dump(mode="json") if isinstance(part, Section | BackendConfig) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        names = ", ".join(sorted(str(path.relative_to(CONFIG_FOLDER.parent)) for path in CONFIG_FOLDER.glob("*.yaml")))
+        raise ConfigError(f"{file} does not exist; the configs that ship are {names}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read as YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file} holds no mapping of sections")
+    return raw
+
+
+def _parse(override: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is no YAML: {error}") from None
+
+
+def _assign(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    *parents, last = keys
+    for key in parents:
+        child = raw.get(key)
+        if not isinstance(child, dict):
+            child = raw[key] = {}
+        raw = child
+    raw[last] = value
+
+
+def _explain(detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: there is no such key"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

@@ -1,0 +1,155 @@
+"""Ray: the only module that imports it. Streams a step's units through its operators."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from curation.config import Config, OperatorConfig
+from curation.guard import Unit
+from curation.operator import Operator, UnitResult
+from curation.steps import Step
+from curation.workspace import Workspace
+
+CODE = ("curation", "stages", "models")
+RETRIES_PER_UNIT = 40
+"""Ray's own cap on retries of a unit whose worker died. The guard gives up on the culprit long before."""
+
+
+class NotEnoughResources(RuntimeError):
+    """A step's stages together ask for more than the cluster has: Ray would wait for ever."""
+
+
+class RayExecutor:
+    """Runs units on a Ray cluster: the one at ``RAY_ADDRESS``, or one of its own on this machine."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def run(self, step: Step, units: Sequence[Unit]) -> Iterator[UnitResult]:
+        """Results in the order in which units finish.
+
+        Raises:
+            NotEnoughResources: before anything starts, if the step can never be placed.
+        """
+        check_resources(step.name, step.runtime.operators)
+        blocks = [{"unit": pickle.dumps(unit)} for unit in units]
+        stream = ray.data.from_items(blocks, override_num_blocks=len(blocks))
+        for index, operator in enumerate(step.runtime.operators):
+            stream = stream.map_batches(**_placement(step, index, operator, len(units)))
+        for row in stream.iter_rows():
+            yield pickle.loads(row["unit"])  # noqa: S301 - written by our own workers a moment ago
+
+
+@contextlib.contextmanager
+def ray_session(config: Config) -> Iterator[RayExecutor]:
+    """Connect to the cluster at ``RAY_ADDRESS``, or start Ray here and stop it at the end."""
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        # On a cluster the workers get the driver's code; the packages it needs must be installed there.
+        root = Path(__file__).resolve().parent.parent
+        options |= {"address": address, "runtime_env": {"py_modules": [str(root / name) for name in CODE]}}
+    else:
+        store = config.runtime.store_gb
+        options |= {"include_dashboard": False, "object_store_memory": int(store * 1e9) if store else None}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(**options)
+    try:
+        _configure_data()
+        yield RayExecutor(config)
+    finally:
+        ray.shutdown()
+
+
+def check_resources(step: str, operators: Sequence[OperatorConfig]) -> None:
+    """Compare what one worker of each operator needs with what the cluster has.
+
+    Raises:
+        NotEnoughResources: with both numbers.
+    """
+    have = ray.cluster_resources()
+    for resource, key in (("CPU", "cpus"), ("GPU", "gpus")):
+        need = sum(getattr(operator, key) for operator in operators)
+        if need > have.get(resource, 0):
+            each = " + ".join(f"{getattr(operator, key):g} ({'+'.join(operator.stages)})" for operator in operators)
+            raise NotEnoughResources(
+                f"step {step} needs {need:g} {resource}s at once: {each}; the cluster has {have.get(resource, 0):g}. "
+                f"Lower runtime.{step}.operators' {key}, put stages into one operator, or use a larger cluster."
+            )
+
+
+def _configure_data() -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.target_max_block_size = None  # A block is a unit: it must not be split.
+    context.execution_options.preserve_order = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _placement(step: Step, index: int, operator: OperatorConfig, units: int) -> dict[str, Any]:
+    arguments = (type(step), step.config, step.workspace, index)
+    common = {
+        "batch_size": None,
+        "batch_format": "pyarrow",
+        "num_cpus": operator.cpus,
+        "num_gpus": operator.gpus or None,
+    }
+    if step.is_light:
+        return common | {"fn": _run_in_task, "fn_args": (pickle.dumps(arguments),), "max_retries": RETRIES_PER_UNIT}
+    most = min(units, operator.workers or _fitting(step.runtime.operators, operator))
+    return common | {
+        "fn": _OperatorActor,
+        "fn_constructor_args": arguments,
+        "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
+        "max_restarts": -1,
+        "max_task_retries": RETRIES_PER_UNIT,
+    }
+
+
+def _fitting(operators: Sequence[OperatorConfig], operator: OperatorConfig) -> int:
+    """Workers of an operator that fit into the cluster once every other operator has one."""
+    have = ray.cluster_resources()
+    fits = [
+        (have.get(resource, 0) - sum(getattr(other, key) for other in operators if other is not operator)) / share
+        for resource, key in (("CPU", "cpus"), ("GPU", "gpus"))
+        if (share := getattr(operator, key)) > 0
+    ]
+    return max(1, int(min(fits)))
+
+
+class _OperatorActor:
+    """A worker that keeps its stages, and so its models, from unit to unit."""
+
+    def __init__(self, step: type[Step], config: Config, workspace: Workspace, index: int) -> None:
+        self.operator = Operator(step, config, workspace, index)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return _run(self.operator, block)
+
+
+def _run_in_task(block: pa.Table, arguments: bytes) -> pa.Table:
+    return _run(_light_operator(arguments), block)
+
+
+@lru_cache(maxsize=4)
+def _light_operator(arguments: bytes) -> Operator:
+    return Operator(*pickle.loads(arguments))  # noqa: S301 - our own driver's
+
+
+def _run(operator: Operator, block: pa.Table) -> pa.Table:
+    (data,) = block.column("unit").to_pylist()
+    unit = operator.run(pickle.loads(data))  # noqa: S301 - our own driver's
+    result: Unit | UnitResult = operator.write(unit) if operator.is_last else unit
+    return pa.table({"unit": pa.array([pickle.dumps(result)], pa.large_binary())})

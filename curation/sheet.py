@@ -1,0 +1,709 @@
+"""Contact sheets: what became samples, or what a filter dropped, in one picture to be judged by eye.
+
+A row has three columns: a picture, what it is, and its references or its numbers. Everything is a *tile*, a picture of
+its own that is pasted into the next larger one, so no text, however long or odd, reaches beyond its place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFont, ImageOps
+
+from curation.pack import read_manifest
+from curation.stats import STAND_INS
+from curation.steps import clips_with_references, kept_ids
+from curation.workspace import Workspace
+from models.protocols import Image, Mask
+from stages.measure import decode_rle
+from stages.media import local_copy, read_keyframes
+from stages.picture import decode_png, subject_crop
+from stages.records import Annotation, Clip, Record, Reference, Score, Source, Subject, Verdict
+from stages.sample import KIND_ORDER
+
+Row = dict[str, Any]
+Tile = PILImage.Image
+Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+R = TypeVar("R", bound=Record)
+
+PAGE, MARGIN, GAP = 1600, 32, 16
+PICTURE = (432, 300)
+"""Width of the first column, and the most height of a picture in it."""
+ABOUT = 288
+"""Width of the second column."""
+CELL, CELL_GAP, CELLS = 124, 8, 6
+"""Side of a reference, distance to the next, and how many stand side by side in the third column."""
+DETAILS = CELLS * CELL + (CELLS - 1) * CELL_GAP
+BORDER = 3
+
+WHITE, INK, QUIET, LINE, GREY = (255, 255, 255), (28, 30, 34), (110, 114, 122), (222, 224, 228), (205, 207, 210)
+AMBER, RED = (150, 95, 0), (200, 32, 32)
+SUBJECT_COLOURS: tuple[Colour, ...] = (
+    (31, 105, 225),
+    (222, 92, 0),
+    (24, 140, 52),
+    (190, 36, 140),
+    (116, 72, 208),
+    (0, 138, 152),
+    (164, 118, 0),
+    (120, 70, 40),
+)
+SPLIT_COLOURS: dict[str, Colour] = {"train": (70, 80, 95), "val": (116, 72, 208)}
+
+SMALL, NORMAL, LARGE = 13, 15, 28
+FONTS = (
+    "",
+    "DejaVuSans.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "wqy-zenhei.ttc",
+    "PingFang.ttc",
+    "msyh.ttc",
+    "Arial Unicode.ttf",
+)
+"""Pillow's own font has few letters beyond English; the others are used where installed, for text that it lacks."""
+NO_CHARACTER = "\U0010fffe"
+LETTERS_A_LINE = 120
+"""More are never measured: a caption of a megabyte costs no more than one of a page."""
+
+SCORES = ("motion", "sharpness", "brightness", "text_area", "border", "static")
+KEY_SCORES = {"motion": "motion", "sharpness": "sharpness", "brightness": "brightness", "text_area": "text"}
+SUBJECT_NUMBERS = (
+    *("detection_score", "area", "short_side", "overlap", "border", "fragments", "straightness", "stability"),
+    *("seen", "brightness", "sharpness", "face", "image_text"),
+)
+REFERENCE_NUMBERS = ("identity_similarity", "context_difference", "brightness", "sharpness", "width", "height", "seed")
+LEGEND = (
+    "id: identity similarity to the subject in the video, by face or by the whole picture. "
+    "diff: context difference from the subject's own picture, 0 the same, 1 nothing in common."
+)
+
+
+class NothingToDraw(ValueError):  # noqa: N818
+    """The workspace holds nothing that this sheet would show; the message says what to do."""
+
+
+class UnknownReason(ValueError):  # noqa: N818
+    """Nothing was dropped for this reason; the message lists the reasons that occur."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What a row of the sheet shows of one sample."""
+
+    clip: Clip
+    source: Source | None
+    caption: str
+    score: Row | None
+    split: str | None
+    subjects: list[Row]
+    """Accepted subjects, the largest first; a subject's colour goes by its place here."""
+    references: dict[str, list[Row]]
+    """Accepted references by their subject."""
+
+    @property
+    def time(self) -> float:
+        """When the frame is shown: at the best moment of the first subject."""
+        first = self.subjects[0]
+        return float(first["frames"][first["best"]]["time"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Frames:
+    """Frames of clips; where there is none, ``errors`` says why."""
+
+    images: dict[str, Image]
+    errors: dict[str, str]
+
+    def tile(self, clip_id: str) -> Tile:
+        """The clip's frame, or a grey tile in its place."""
+        if clip_id in self.images:
+            return _fit(self.images[clip_id], PICTURE)
+        return _missing("video not readable", (PICTURE[0], PICTURE[0] * 9 // 16), self.errors.get(clip_id, ""))
+
+
+def draw_sheet(workspace: Workspace, output: Path, *, rejected: str | None = None, most: int = 24) -> int:
+    """Draw a contact sheet as a PNG file and return how many rows it has.
+
+    Args:
+        workspace: where the tables and, if something was packed, the shards are.
+        output: the file to write.
+        rejected: a reason; without one, samples are drawn (in the order of their clips' ids), with one the clips,
+            subjects and references that were dropped for it (the first ``most`` by id, each kind by itself).
+        most: rows at most; time and memory go with it.
+
+    Raises:
+        NothingToDraw: if there are no samples, or nothing was dropped at all.
+        UnknownReason: if nothing was dropped for ``rejected``.
+    """
+    if most < 1:
+        raise NothingToDraw(f"a sheet needs at least one row, not {most}")
+    if rejected is None:
+        counts, notes, rows = _samples_sheet(workspace, most)
+    else:
+        counts, notes, rows = _rejected_sheet(workspace, rejected, most)
+    header = _header(workspace, counts, notes)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _page(header, rows).save(output, format="PNG")
+    return len(rows)
+
+
+def _samples_sheet(workspace: Workspace, most: int) -> tuple[str, str, list[Tile]]:
+    """Counts for the header, the legend, and the rows."""
+    passing = clips_with_references(workspace) & kept_ids(workspace, "clip")
+    chosen = sorted(passing)[:most]
+    samples = _read_samples(workspace, chosen)
+    if not samples:
+        raise NothingToDraw(
+            f"{workspace.uri} has no samples yet: no clip has an accepted reference. "
+            f"`s2v stats --workspace {workspace.uri}` tells what was dropped and why."
+        )
+    frames = _read_frames(workspace, [(sample.clip, sample.time) for sample in samples])
+    references = sum(len(found) for sample in samples for found in sample.references.values())
+    counts = (
+        f"{len(samples)} of {_count(len(passing), 'sample')}, "
+        f"with {_count(sum(len(sample.subjects) for sample in samples), 'subject')} "
+        f"and {_count(references, 'reference')}"
+    )
+    return counts, LEGEND, [_sample_row(sample, frames) for sample in samples]
+
+
+def _read_samples(workspace: Workspace, clip_ids: Sequence[str]) -> list[_Sample]:
+    """The samples of these clips, with the pictures of their accepted references."""
+    clips = {clip.clip_id: clip for clip in workspace.records(Clip, _among("clip_id", clip_ids))}
+    captions = _by(workspace, Annotation, "clip_id", clip_ids, ["caption"])
+    scores = _by(workspace, Score, "clip_id", clip_ids)
+    sources = _sources(workspace, clips.values())
+    splits = _splits(workspace, clip_ids)
+    subjects = _accepted_subjects(workspace, clip_ids)
+    references = _accepted_references(workspace, [row["subject_id"] for rows in subjects.values() for row in rows])
+    return [
+        _Sample(
+            clip=clips[clip_id],
+            source=sources.get(clips[clip_id].video_id),
+            caption=captions.get(clip_id, {"caption": ""})["caption"],
+            score=scores.get(clip_id),
+            split=splits.get(clip_id),
+            subjects=subjects[clip_id],
+            references={row["subject_id"]: references[row["subject_id"]] for row in subjects[clip_id]},
+        )
+        for clip_id in clip_ids
+        if clip_id in clips and clip_id in subjects
+    ]
+
+
+def _accepted_subjects(workspace: Workspace, clip_ids: Sequence[str]) -> dict[str, list[Row]]:
+    """By clip, in the order in which a sample numbers them."""
+    columns = ["subject_id", "clip_id", "word", "area", "face", "frame_width", "frame_height", "best", "frames"]
+    rows = workspace.read(Subject, columns, _among("clip_id", clip_ids)).to_pylist()
+    kept = _passing(workspace, [row["subject_id"] for row in rows])
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (-row["area"], row["subject_id"])):
+        if row["subject_id"] in kept:
+            found[row["clip_id"]].append(row)
+    return found
+
+
+def _accepted_references(workspace: Workspace, subject_ids: Sequence[str]) -> dict[str, list[Row]]:
+    """By subject, in the order in which a sample numbers them. Pictures are read of the accepted ones alone."""
+    rows = workspace.read(Reference, ["reference_id"], _among("subject_id", subject_ids)).to_pylist()
+    kept = _passing(workspace, [row["reference_id"] for row in rows])
+    columns = [
+        "reference_id",
+        "subject_id",
+        "kind",
+        "image",
+        "identity_similarity",
+        "identity_by",
+        "context_difference",
+    ]
+    accepted = workspace.read(Reference, columns, _among("reference_id", kept)).to_pylist()
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(accepted, key=lambda row: (KIND_ORDER.index(row["kind"]), row["reference_id"])):
+        found[row["subject_id"]].append(row)
+    return found
+
+
+def _rejected_sheet(workspace: Workspace, reason: str, most: int) -> tuple[str, str, list[Tile]]:
+    """Counts for the header, nothing to explain, and the rows."""
+    dropped = workspace.read(Verdict, ["id", "kind", "reasons"], "NOT keep").to_pylist()
+    found = sorted((row for row in dropped if reason in row["reasons"]), key=lambda row: row["id"])
+    if not found:
+        raise _unknown(workspace, reason, dropped)
+    reasons = {row["id"]: row["reasons"] for row in found[:most]}
+    kinds = Counter(row["kind"] for row in found)
+    chosen = {kind: [row["id"] for row in found[:most] if row["kind"] == kind] for kind in kinds}
+    rows = [
+        *_rejected_clips(workspace, chosen.get("clip", []), reasons, reason),
+        *_rejected_subjects(workspace, chosen.get("subject", []), reasons, reason),
+        *_rejected_references(workspace, chosen.get("reference", []), reasons, reason),
+    ]
+    each = ", ".join(_count(kinds[kind], kind) for kind in ("clip", "subject", "reference") if kinds[kind])
+    return f"dropped for {reason}: {len(rows)} of {each}", "", rows
+
+
+def _unknown(workspace: Workspace, reason: str, dropped: Iterable[Row]) -> ValueError:
+    counts = Counter(name for row in dropped for name in row["reasons"])
+    if not counts:
+        return NothingToDraw(f"nothing was dropped in {workspace.uri} (or nothing was decided yet: `s2v run select`)")
+    listed = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+    return UnknownReason(f"nothing was dropped for {reason!r}; what was dropped was so for: {listed}")
+
+
+def _rejected_clips(
+    workspace: Workspace, ids: Sequence[str], reasons: Mapping[str, list[str]], asked: str
+) -> Iterator[Tile]:
+    clips = workspace.records(Clip, _among("clip_id", ids))
+    sources = _sources(workspace, clips)
+    scores = _by(workspace, Score, "clip_id", ids)
+    frames = _read_frames(workspace, [(clip, (clip.start_s + clip.end_s) / 2) for clip in clips])
+    for clip in sorted(clips, key=lambda clip: clip.clip_id):
+        about = _rejected_about("clip", _where(clip, sources.get(clip.video_id)), clip.clip_id, reasons, asked)
+        if clip.clip_id in scores:
+            details = _numbers(scores[clip.clip_id], SCORES)
+        else:
+            details = _text("no scores: it was dropped when it was cut", DETAILS, colour=QUIET)
+        yield _row(frames.tile(clip.clip_id), about, details)
+
+
+def _rejected_subjects(
+    workspace: Workspace, ids: Sequence[str], reasons: Mapping[str, list[str]], asked: str
+) -> Iterator[Tile]:
+    for subject in sorted(workspace.records(Subject, _among("subject_id", ids)), key=lambda row: row.subject_id):
+        where = f"subject of clip {subject.clip_id}"
+        about = _rejected_about(f"{subject.word} ({subject.category})", where, subject.subject_id, reasons, asked)
+        numbers = {name: getattr(subject, name) for name in SUBJECT_NUMBERS}
+        yield _row(_crop_tile(subject, PICTURE), about, _numbers(numbers, SUBJECT_NUMBERS))
+
+
+def _rejected_references(
+    workspace: Workspace, ids: Sequence[str], reasons: Mapping[str, list[str]], asked: str
+) -> Iterator[Tile]:
+    references = workspace.records(Reference, _among("reference_id", ids))
+    wanted = sorted({reference.subject_id for reference in references})
+    targets = {subject.subject_id: subject for subject in workspace.records(Subject, _among("subject_id", wanted))}
+    for reference in sorted(references, key=lambda row: row.reference_id):
+        target = targets.get(reference.subject_id)
+        where = f"for {target.word if target else 'a subject'} {reference.subject_id}"
+        about = _rejected_about(reference.kind, where, reference.reference_id, reasons, asked)
+        numbers = {name: getattr(reference, name) for name in REFERENCE_NUMBERS}
+        details = _below(
+            [
+                _numbers({**numbers, "identity_by": reference.identity_by}, ("identity_by", *REFERENCE_NUMBERS)),
+                _text(f"method: {reference.method}", DETAILS, colour=QUIET, lines=2),
+            ],
+            gap=GAP,
+        )
+        yield _row(_with_target(reference, target), about, details)
+
+
+def _with_target(reference: Reference, target: Subject | None) -> Tile:
+    """The dropped picture beside the target's own, since what it lacks shows only in comparison."""
+    side = (PICTURE[0] - GAP) // 2
+    tiles = [_below([_text("reference", side, colour=QUIET), _thumbnail(reference.image, side, RED)])]
+    if target is not None:
+        own = _squared(_crop_tile(target, (side - 2 * BORDER, side - 2 * BORDER)), side, GREY)
+        tiles.append(_below([_text("target", side, colour=QUIET), own]))
+    return _beside(tiles, gap=GAP)
+
+
+def _crop_tile(subject: Subject, box: tuple[int, int]) -> Tile:
+    """The subject's best crop with its mask outlined."""
+    try:
+        crop, mask = subject_crop(subject, subject.best)
+    except ValueError:
+        return _missing("picture not readable", (min(box), min(box)))
+    return _with_masks(_fit(crop, box), [(mask, RED)], opacity=0)
+
+
+def _sample_row(sample: _Sample, frames: _Frames) -> Tile:
+    """Frame with masks, caption and scores, references."""
+    colours = {
+        subject["subject_id"]: SUBJECT_COLOURS[number % len(SUBJECT_COLOURS)]
+        for number, subject in enumerate(sample.subjects)
+    }
+    masks = {subject["subject_id"]: _mask_at(subject, sample.time) for subject in sample.subjects}
+    frame = frames.tile(sample.clip.clip_id)
+    if sample.clip.clip_id in frames.images:
+        seen = [subject for subject in sample.subjects if masks[subject["subject_id"]] is not None]
+        shown = [(masks[subject["subject_id"]], colours[subject["subject_id"]], subject["word"]) for subject in seen]
+        frame = _with_masks(frame, [(mask, colour) for mask, colour, _ in shown if mask is not None], opacity=0.4)
+        _label(frame, [(mask, colour, word) for mask, colour, word in shown if mask is not None])
+    groups = [
+        _references(subject, sample.references[subject["subject_id"]], colours[subject["subject_id"]], masks)
+        for subject in sample.subjects
+    ]
+    return _row(frame, _sample_about(sample), _below(groups, gap=GAP))
+
+
+def _sample_about(sample: _Sample) -> Tile:
+    pills = [_pill(sample.split, SPLIT_COLOURS.get(sample.split, INK))] if sample.split else []
+    identity = _text(sample.clip.clip_id, 160, colour=QUIET)
+    tiles = [
+        _flow([*pills, identity], ABOUT, CELL_GAP),
+        _text(_where(sample.clip, sample.source), ABOUT, colour=QUIET),
+        _text(sample.caption, ABOUT, size=NORMAL, lines=8),
+    ]
+    if sample.score is not None:
+        scores = [f"{label} {_number(sample.score[name])}" for name, label in KEY_SCORES.items()]
+        half = (ABOUT - CELL_GAP) // 2
+        tiles.append(_flow([_text(score, half, colour=QUIET) for score in scores], ABOUT, CELL_GAP, line_gap=0))
+    return _below(tiles, gap=CELL_GAP)
+
+
+def _references(subject: Row, references: Sequence[Row], colour: Colour, masks: Mapping[str, Mask | None]) -> Tile:
+    """The subject's word, and under it its accepted references."""
+    face = f", face {subject['face']:.2f}" if subject["face"] > 0 else ""
+    unseen = ", not in the frame shown" if masks[subject["subject_id"]] is None else ""
+    name = _pill(subject["word"], colour, most=DETAILS // 3)
+    facts = _text(f"area {subject['area']:.2f}{face}{unseen}", DETAILS // 2, colour=QUIET)
+    cells = [_reference(reference, colour) for reference in references]
+    return _below([_flow([name, facts], DETAILS, CELL_GAP), _flow(cells, DETAILS, CELL_GAP)], gap=4)
+
+
+def _reference(reference: Row, colour: Colour) -> Tile:
+    return _below(
+        [
+            _text(reference["kind"], CELL),
+            _thumbnail(reference["image"], CELL, colour),
+            _text(f"id {reference['identity_similarity']:.2f} {reference['identity_by']}", CELL),
+            _text(f"diff {reference['context_difference']:.2f}", CELL, colour=QUIET),
+        ]
+    )
+
+
+def _rejected_about(title: str, where: str, key: str, reasons: Mapping[str, list[str]], asked: str) -> Tile:
+    """What was dropped, and every reason; the one that was asked for stands out."""
+    pills = [_pill(reason, RED if reason == asked else QUIET, most=ABOUT) for reason in reasons[key]]
+    return _below(
+        [
+            _text(title, ABOUT, size=NORMAL, lines=2),
+            _text(key, ABOUT, colour=QUIET),
+            _text(where, ABOUT, colour=QUIET, lines=2),
+            _flow(pills, ABOUT, CELL_GAP),
+        ],
+        gap=CELL_GAP,
+    )
+
+
+def _numbers(row: Mapping[str, Any], names: Iterable[str]) -> Tile:
+    """Names above values, on the grid of the references."""
+    cells = [
+        _below([_text(name.replace("_", " "), CELL, colour=QUIET), _text(_number(row[name]), CELL, size=NORMAL)])
+        for name in names
+        if row[name] is not None
+    ]
+    return _flow(cells, DETAILS, CELL_GAP)
+
+
+def _header(workspace: Workspace, counts: str, notes: str) -> Tile:
+    width = PAGE - 2 * MARGIN
+    name = workspace.uri.rstrip("/").rsplit("/", 1)[-1]
+    tiles = [_text(f"{name}: {counts}", width, size=LARGE)]
+    if notes:
+        tiles.append(_text(notes, width, colour=QUIET))
+    if stand_ins := _stand_ins(workspace):
+        tiles.append(_text(f"Stand-ins: {'; '.join(stand_ins)}.", width, colour=AMBER, lines=3))
+    return _below(tiles, gap=CELL_GAP)
+
+
+def _stand_ins(workspace: Workspace) -> list[str]:
+    models = read_manifest(workspace).get("config", {}).get("models", {})
+    names = [model["backend"] for model in models.values() if isinstance(model, dict)]
+    return [STAND_INS[name] for name in names if name in STAND_INS]
+
+
+def _page(header: Tile, rows: Iterable[Tile]) -> Tile:
+    line = PILImage.new("RGB", (PAGE - 2 * MARGIN, 1), LINE)
+    content = _below([header, *(tile for row in rows for tile in (line, row))], gap=GAP)
+    page = PILImage.new("RGB", (PAGE, content.height + 2 * MARGIN), WHITE)
+    page.paste(content, (MARGIN, MARGIN))
+    return page
+
+
+def _read_frames(workspace: Workspace, wanted: Iterable[tuple[Clip, float]]) -> _Frames:
+    """The frame of each clip at a time in seconds, video by video, so that a remote one is fetched once."""
+    by_video: dict[str, list[tuple[Clip, float]]] = defaultdict(list)
+    for clip, time in wanted:
+        by_video[clip.video_id].append((clip, time))
+    sources = _sources(workspace, [clip for pairs in by_video.values() for clip, _ in pairs])
+    frames = _Frames({}, {})
+    for video_id, pairs in by_video.items():
+        try:
+            with local_copy(sources[video_id].uri) as path:
+                for clip, time in pairs:
+                    frames.images[clip.clip_id] = read_keyframes(path, [time], 0.0, max(PICTURE))[0].image
+        except Exception as error:  # noqa: BLE001 - each store and decoder has errors of its own; the rest is still drawn
+            frames.errors.update(dict.fromkeys([clip.clip_id for clip, _ in pairs], type(error).__name__))
+    return frames
+
+
+def _sources(workspace: Workspace, clips: Iterable[Clip]) -> dict[str, Source]:
+    """The sources of these clips' videos; of several with the same bytes, the one whose URI sorts first."""
+    found: dict[str, Source] = {}
+    videos = _among("video_id", sorted({clip.video_id for clip in clips}))
+    for source in sorted(workspace.records(Source, videos), key=lambda source: source.uri):
+        found.setdefault(source.video_id, source)
+    return found
+
+
+def _splits(workspace: Workspace, clip_ids: Sequence[str]) -> dict[str, str]:
+    """The split of each of these clips that was packed."""
+    if not workspace.exists("shards", "index.parquet"):
+        return {}
+    with workspace.filesystem.open(workspace.path("shards", "index.parquet"), "rb") as file:
+        rows = pq.read_table(file, columns=["key", "split"], filters=[("key", "in", list(clip_ids))]).to_pylist()
+    return {row["key"]: row["split"] for row in rows}
+
+
+def _passing(workspace: Workspace, ids: Sequence[str]) -> set[str]:
+    rows = workspace.read(Verdict, ["id"], f"keep AND {_among('id', ids)}").to_pylist()
+    return {row["id"] for row in rows}
+
+
+def _by(
+    workspace: Workspace, record: type[R], column: str, values: Sequence[str], columns: Sequence[str] | None = None
+) -> dict[str, Row]:
+    """Rows whose ``column``, which is unique, holds one of these values, by that value."""
+    names = None if columns is None else [column, *columns]
+    return {row[column]: row for row in workspace.read(record, names, _among(column, values)).to_pylist()}
+
+
+def _among(column: str, values: Iterable[str]) -> str:
+    """SQL for: the column holds one of these values."""
+    quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in sorted(values))
+    return f"{column} IN ({quoted})" if quoted else "false"
+
+
+def _where(clip: Clip, source: Source | None) -> str:
+    name = source.uri.rstrip("/").rsplit("/", 1)[-1] if source else clip.video_id
+    return f"{clip.start_s:.2f}-{clip.end_s:.2f} s of {name}"
+
+
+def _mask_at(subject: Row, time: float) -> Mask | None:
+    """The subject's mask in the frame at this time; nothing if it was not kept there."""
+    for frame in subject["frames"]:
+        if abs(frame["time"] - time) < 1e-6:
+            return decode_rle(frame["mask"], subject["frame_height"], subject["frame_width"])
+    return None
+
+
+def _with_masks(picture: Tile, masks: Iterable[tuple[Mask, Colour]], *, opacity: float) -> Tile:
+    """The picture with tinted and outlined masks, which may be of another resolution."""
+    canvas = np.asarray(picture).copy()
+    for mask, colour in masks:
+        # Pillow's resize averages: a fine mask shrinks without a ragged edge.
+        scaled = PILImage.fromarray(mask.astype(np.uint8) * 255).resize(picture.size, PILImage.Resampling.BILINEAR)
+        inside = np.asarray(scaled) > 127
+        canvas[inside] = np.rint(canvas[inside] * (1 - opacity) + np.array(colour) * opacity).astype(np.uint8)
+        contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        # White under the colour, for a background that has the same.
+        cv2.drawContours(canvas, contours, -1, WHITE, 4, cv2.LINE_AA)
+        cv2.drawContours(canvas, contours, -1, colour, 2, cv2.LINE_AA)
+    return PILImage.fromarray(canvas)
+
+
+def _label(frame: Tile, labels: Iterable[tuple[Mask, Colour, str]]) -> None:
+    """Write each word at the top of its mask, below the words that are there already."""
+    taken: list[tuple[int, int, int, int]] = []
+    for mask, colour, word in labels:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if not rows.size:
+            continue
+        pill = _pill(word, colour, most=frame.width // 2)
+        x = min(int(columns[0] * frame.width / mask.shape[1]), frame.width - pill.width)
+        y = min(int(rows[0] * frame.height / mask.shape[0]), frame.height - pill.height)
+        for left, top, right, bottom in sorted(taken, key=lambda box: box[1]):
+            if x < right and left < x + pill.width and y < bottom and top < y + pill.height:
+                y = bottom
+        frame.paste(pill, (x, y))
+        taken.append((x, y, x + pill.width, y + pill.height))
+
+
+def _thumbnail(png: bytes, side: int, colour: Colour) -> Tile:
+    inner = side - 2 * BORDER
+    try:
+        picture = _fit(decode_png(png), (inner, inner))
+    except ValueError:
+        picture = _missing("not readable", (inner, inner))
+    return _squared(picture, side, colour)
+
+
+def _squared(picture: Tile, side: int, colour: Colour) -> Tile:
+    """The picture in the middle of a square with a border."""
+    tile = PILImage.new("RGB", (side, side), colour)
+    tile.paste((242, 243, 245), (BORDER, BORDER, side - BORDER, side - BORDER))
+    tile.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return tile
+
+
+def _missing(text: str, size: tuple[int, int], detail: str = "") -> Tile:
+    """A grey tile that says what should be here."""
+    tile = PILImage.new("RGB", size, GREY)
+    words = [_text(line, size[0] - 16, colour=INK, fill=GREY, centred=True) for line in (text, detail) if line]
+    told = _below(words, fill=GREY)
+    tile.paste(told, ((size[0] - told.width) // 2, (size[1] - told.height) // 2))
+    return tile
+
+
+def _fit(image: Image, box: tuple[int, int]) -> Tile:
+    """The whole picture as large as the box allows."""
+    return ImageOps.contain(PILImage.fromarray(image), box)
+
+
+def _row(picture: Tile, about: Tile, details: Tile) -> Tile:
+    height = max(picture.height, about.height, details.height)
+    row = PILImage.new("RGB", (PAGE - 2 * MARGIN, height), WHITE)
+    row.paste(picture, ((PICTURE[0] - picture.width) // 2, 0))
+    row.paste(about, (PICTURE[0] + GAP, 0))
+    row.paste(details, (PICTURE[0] + ABOUT + 2 * GAP, 0))
+    return row
+
+
+def _below(tiles: Sequence[Tile], *, gap: int = 0, fill: Colour = WHITE) -> Tile:
+    """Tiles below one another, at the left."""
+    height = sum(tile.height for tile in tiles) + gap * (len(tiles) - 1)
+    whole = PILImage.new("RGB", (max(tile.width for tile in tiles), height), fill)
+    y = 0
+    for tile in tiles:
+        whole.paste(tile, (0, y))
+        y += tile.height + gap
+    return whole
+
+
+def _beside(tiles: Sequence[Tile], *, gap: int) -> Tile:
+    """Tiles side by side, at the top."""
+    return _flow(tiles, sum(tile.width for tile in tiles) + gap * (len(tiles) - 1), gap)
+
+
+def _flow(tiles: Sequence[Tile], width: int, gap: int, line_gap: int | None = None) -> Tile:
+    """Tiles side by side, in as many lines as the width makes of them."""
+    places: list[tuple[int, int]] = []
+    x = y = bottom = 0
+    for tile in tiles:
+        if x > 0 and x + tile.width > width:
+            x, y = 0, bottom + (gap if line_gap is None else line_gap)
+        places.append((x, y))
+        x, bottom = x + tile.width + gap, max(bottom, y + tile.height)
+    whole = PILImage.new("RGB", (width, bottom), WHITE)
+    for tile, place in zip(tiles, places, strict=True):
+        whole.paste(tile, place)
+    return whole
+
+
+def _pill(text: str, colour: Colour, most: int = ABOUT) -> Tile:
+    """White words on a colour, as wide as they are."""
+    font = _font(text, SMALL)
+    (line,) = _wrapped(text, font, most - 12, 1)
+    words = _text(line, max(1, round(font.getlength(line))), colour=WHITE, fill=colour)
+    tile = PILImage.new("RGB", (words.width + 12, words.height), colour)
+    tile.paste(words, (6, 0))
+    return tile
+
+
+def _text(
+    text: str,
+    width: int,
+    *,
+    size: int = SMALL,
+    colour: Colour = INK,
+    lines: int = 1,
+    fill: Colour = WHITE,
+    centred: bool = False,
+) -> Tile:
+    """Words in at most so many lines of a width; what is more is cut off with an ellipsis."""
+    font = _font(text, size)
+    written = _wrapped(text, font, width, lines)
+    height = round(1.35 * size)
+    tile = PILImage.new("RGB", (width, height * len(written)), fill)
+    draw = ImageDraw.Draw(tile)
+    x, anchor = (width // 2, "ms") if centred else (0, "ls")
+    for number, line in enumerate(written):
+        # Placed by the baseline, which fonts share; their heights differ.
+        draw.text((x, number * height + round(1.02 * size)), line, fill=colour, font=font, anchor=anchor)
+    return tile
+
+
+def _wrapped(text: str, font: Font, width: int, most: int) -> list[str]:
+    """Lines of at most ``width`` pixels, at least one and at most ``most``."""
+    limit = most * LETTERS_A_LINE
+    shown = _printable(text[:limit])
+    lines, line = [], ""
+    for word in shown.split():
+        for part in _parts(word, font, width):
+            longer = f"{line} {part}" if line else part
+            if font.getlength(longer) <= width:
+                line = longer
+            else:
+                lines.append(line)
+                line = part
+    lines.append(line)
+    if len(lines) > most or len(text) > limit:
+        lines = lines[:most]
+        while lines[-1] and font.getlength(lines[-1] + "…") > width:
+            lines[-1] = lines[-1][:-1]
+        lines[-1] += "…"
+    return lines
+
+
+def _parts(word: str, font: Font, width: int) -> Iterator[str]:
+    """The word, cut where it is wider than a line: languages without spaces, and what is no language."""
+    while font.getlength(word) > width and len(word) > 1:
+        fitting = next((end for end in range(len(word) - 1, 1, -1) if font.getlength(word[:end]) <= width), 1)
+        yield word[:fitting]
+        word = word[fitting:]
+    yield word
+
+
+def _printable(text: str) -> str:
+    # Control characters, line breaks, marks of direction and the like would draw boxes or turn the line around.
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _font(text: str, size: int) -> Font:
+    """The first font that has all the letters; if none has, the one that lacks fewest."""
+    letters = sorted(set(_printable(text[: 10 * LETTERS_A_LINE])))
+    return _sized(min(_installed(), key=lambda name: sum(not _has(name, letter) for letter in letters)), size)
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    found = []
+    for name in FONTS:
+        try:
+            _sized(name, SMALL)
+        except OSError:
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+@cache
+def _sized(name: str, size: int) -> Font:
+    return ImageFont.truetype(name, size) if name else ImageFont.load_default(size=size)
+
+
+@cache
+def _has(name: str, letter: str) -> bool:
+    """Whether a font has a letter of its own: what it lacks is drawn like a character that does not exist."""
+    font = _sized(name, SMALL)
+    return letter == " " or bytes(font.getmask(letter)) != bytes(font.getmask(NO_CHARACTER))
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

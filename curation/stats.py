@@ -1,0 +1,170 @@
+"""The funnel: how many of everything went in, how many are left, and why the others are not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from curation.workspace import Workspace
+from stages.records import Annotation, Clip, Failure, Record, Reference, Source, Subject, Verdict
+
+STAND_INS = {
+    "motion_saliency": "subjects are found by motion and saliency, one per clip; the caption's first word names them",
+    "grabcut": "masks are GrabCut's",
+    "colour_texture": "likeness of objects is colour and texture, not a network's",
+    "quilting": "backgrounds are quilted from the picture's own pixels, not painted by a network",
+}
+
+
+@dataclass(slots=True)
+class Level:
+    """One level of the funnel: of ``found`` things ``kept`` go on; ``reasons`` counts why others do not."""
+
+    name: str
+    found: int
+    kept: int
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class Stats:
+    """What a workspace holds."""
+
+    levels: list[Level]
+    kinds: list[Level]
+    """References by kind."""
+    samples: dict[str, int]
+    """By split."""
+    hours: dict[str, float]
+    """Video read, and video in samples."""
+    shards: list[dict[str, Any]]
+    licences: Counter[str]
+    """Videos by licence."""
+    failures: int
+    stand_ins: list[str]
+
+
+def collect(workspace: Workspace) -> Stats:
+    """Count what the tables and the manifest say."""
+    from curation.pack import read_index, read_manifest
+
+    sources = _rows(workspace, Source, "source_id", "video_id", "duration_s", "licence")
+    videos = {row["video_id"]: row for row in sources}
+    failures = _rows(workspace, Failure, "step", "error")
+    verdicts = _rows(workspace, Verdict, "id", "kind", "keep", "reasons")
+    manifest, index = read_manifest(workspace), read_index(workspace)
+    unreadable = Counter(row["error"] for row in failures if row["step"].startswith("ingest"))
+    inputs = Level("inputs", len(sources) + sum(unreadable.values()), len(videos), unreadable)
+    if len(sources) > len(videos):
+        inputs.reasons["duplicate"] = len(sources) - len(videos)
+    clips = _level("clips", verdicts, "clip")
+    undecided = workspace.table(Clip).count_rows() - clips.found
+    if undecided:
+        clips.found += undecided
+        clips.reasons["not decided yet"] = undecided
+    for row in failures:
+        if not row["step"].startswith("ingest"):
+            clips.reasons[f"failed in {row['step']}"] += 1
+    with_subjects = Level("clips with a subject", *_with_subjects(workspace, verdicts))
+    references = _rows(workspace, Reference, "reference_id", "kind")
+    kind_of = {row["reference_id"]: row["kind"] for row in references}
+    made = [row for row in verdicts if row["kind"] == "reference" and row["id"] in kind_of]
+    return Stats(
+        levels=[inputs, clips, with_subjects, _level("subjects", verdicts, "subject"), _level("references", made, "reference")],
+        kinds=[_level(kind, [row for row in made if kind_of[row["id"]] == kind], "reference") for kind in sorted(set(kind_of.values()))],
+        samples=manifest.get("samples", {}),
+        hours={
+            "read": sum(row["duration_s"] for row in videos.values()) / 3600,
+            "in samples": sum(row["frames"] / row["fps"] for row in index) / 3600,
+        },
+        shards=manifest.get("shards", []),
+        licences=Counter(row["licence"] or "not stated" for row in videos.values()),
+        failures=len(failures),
+        stand_ins=_stand_ins(manifest),
+    )
+
+
+def show(stats: Stats, workspace: Workspace, console: Console) -> None:
+    """Print the funnel."""
+    table = Table("", "found", "kept", "share", "why not", title=f"Funnel of {workspace.uri}", title_justify="left")
+    for column in (1, 2, 3):
+        table.columns[column].justify = "right"
+    for level in stats.levels:
+        table.add_row(*_cells(level))
+    for level in stats.kinds:
+        table.add_row(*_cells(Level(f"  {level.name}", level.found, level.kept, level.reasons)), style="dim")
+    console.print(table)
+    if stats.samples:
+        total = sum(shard["bytes"] for shard in stats.shards)
+        console.print(
+            f"{sum(stats.samples.values())} samples ({stats.samples['train']} train, {stats.samples['val']} val), "
+            f"{_length(stats.hours['in samples'])} of {_length(stats.hours['read'])} read, {total / 1e6:.1f} MB in {len(stats.shards)} shards:"
+        )
+        for shard in stats.shards:
+            console.print(f"  {workspace.path('shards', shard['file'])}  {shard['samples']} samples", soft_wrap=True)
+    for text in stats.stand_ins:
+        console.print(f"stand-in: {text}", style="yellow")
+    if stats.failures:
+        console.print(f"{stats.failures} failures: `s2v failures --workspace {workspace.uri}`", style="red", soft_wrap=True)
+
+
+def show_failures(workspace: Workspace, console: Console) -> None:
+    """Print what could not be done."""
+    table = Table("step", "where", "error", "message")
+    for row in sorted(workspace.records(Failure), key=lambda row: (row.step, row.uri)):
+        table.add_row(row.step, row.uri, row.error, row.message)
+    console.print(table if table.row_count else "no failures")
+
+
+def _with_subjects(workspace: Workspace, verdicts: Iterable[dict[str, Any]]) -> tuple[int, int, Counter[str]]:
+    verdicts = list(verdicts)
+    passing = {row["id"] for row in verdicts if row["kind"] == "clip" and row["keep"]}
+    kept = {row["id"] for row in verdicts if row["kind"] == "subject" and row["keep"]}
+    found: Counter[str] = Counter()
+    good = set()
+    for row in _rows(workspace, Subject, "subject_id", "clip_id"):
+        found[row["clip_id"]] += 1
+        if row["subject_id"] in kept:
+            good.add(row["clip_id"])
+    reasons: Counter[str] = Counter()
+    annotated = {row["clip_id"]: row for row in _rows(workspace, Annotation, "clip_id", "words")}
+    for clip in passing - good:
+        if clip not in annotated:
+            reasons["not annotated"] += 1
+        elif not found[clip]:
+            reasons["nothing found" if annotated[clip]["words"] else "no subject word"] += 1
+        else:
+            reasons["no subject passes"] += 1
+    return len(passing), len(good & passing), reasons
+
+
+def _level(name: str, verdicts: Iterable[dict[str, Any]], kind: str) -> Level:
+    rows = [row for row in verdicts if row["kind"] == kind]
+    reasons = Counter(reason for row in rows for reason in row["reasons"])
+    return Level(name, len(rows), sum(row["keep"] for row in rows), reasons)
+
+
+def _rows(workspace: Workspace, record: type[Record], *columns: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = workspace.read(record, columns).to_pylist()
+    return rows
+
+
+def _stand_ins(manifest: dict[str, Any]) -> list[str]:
+    models = manifest.get("config", {}).get("models", {})
+    names = [entry["backend"] for entry in models.values() if isinstance(entry, dict)]
+    return [STAND_INS[name] for name in names if name in STAND_INS]
+
+
+def _cells(level: Level) -> list[str]:
+    share = f"{level.kept / level.found:.0%}" if level.found else ""
+    why = ", ".join(f"{reason} {count}" for reason, count in level.reasons.most_common())
+    return [level.name, str(level.found), str(level.kept), share, why]
+
+
+def _length(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"

@@ -1,0 +1,474 @@
+"""The steps of a run, in order. Each knows what it has still to do, which stages do it, and what rows come of it.
+
+What is still to do follows from the tables alone: the rows that the input has and the output lacks, or has under
+another fingerprint. So there is no state besides the tables, and running again resumes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from curation.config import Config, StepRuntime, fingerprint
+from curation.guard import Item, Stage
+from curation.workspace import Workspace
+from models import registry
+from stages.annotate import (
+    CheapStage,
+    ClipWork,
+    GroundStage,
+    LookStage,
+    SegmentStage,
+    SubjectStage,
+)
+from stages.describe import DescribeStage
+from stages.ingest import IngestStage, InputVideo, list_inputs
+from stages.media import encode_clip, local_copy
+from stages.pair import ReferenceSpec, plan_references
+from stages.records import Annotation, Clip, Encoding, Record, Reference, Score, Source, Subject, Verdict
+from stages.score import ScoreStage
+from stages.select import clip_reasons, decide
+from stages.split import Span, SplitStage, spans
+from stages.synthesise import SynthesiseStage
+
+REVISION = {"ingest": 1, "split": 1, "score": 1, "annotate": 1, "references": 1, "encode": 1, "pack": 1}
+"""Raised when the code of a stage changes what it writes: the rows of the old code are then stale."""
+
+SUBJECT_NUMBERS = [name for name in Subject.schema().names if name != "crops"]
+REFERENCE_NUMBERS = [name for name in Reference.schema().names if name != "image"]
+
+
+class Step(ABC):
+    """A step of the run.
+
+    The driver calls :meth:`clean`, :meth:`plan` and :meth:`finish`; the workers call :meth:`stage` and :meth:`rows`.
+    """
+
+    name: ClassVar[str]
+    outputs: ClassVar[tuple[type[Record], ...]] = ()
+    """Tables that the step writes, in the order of committing. The last is the ledger: a row there means done."""
+
+    def __init__(self, config: Config, workspace: Workspace) -> None:
+        self.config = config
+        self.workspace = workspace
+
+    @property
+    def runtime(self) -> StepRuntime:
+        """How the config spreads this step."""
+        runtime: StepRuntime = getattr(self.config.runtime, self.name)
+        return runtime
+
+    @property
+    def is_light(self) -> bool:
+        """Whether its workers load nothing worth keeping between units."""
+        return True
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of all that the step's results depend on besides its input."""
+
+    @abstractmethod
+    def plan(self) -> list[Item]:
+        """What is still to do, in a fixed order; failed items included."""
+
+    @abstractmethod
+    def stage(self, name: str) -> Stage:
+        """Load a stage on the worker that will run it."""
+
+    @abstractmethod
+    def rows(self, value: Any) -> Sequence[Record]:
+        """What a finished item adds to the tables."""
+
+    def clean(self) -> None:
+        """Delete rows that are stale, and rows that a killed run committed without their ledger row."""
+
+    def finish(self) -> None:
+        """What is left to do once every item is through."""
+
+    def model(self, task: str) -> Any:
+        """Load the configured backend of a task; nothing if none is configured."""
+        config = self.config.models.chosen().get(task)
+        return None if config is None else registry.build(task, config, self.config.models.root)
+
+    def model_fingerprint(self, *tasks: str) -> list[str]:
+        """Hashes of the configured backends of these tasks, weights included."""
+        chosen = self.config.models.chosen()
+        return [registry.fingerprint(chosen[task], self.config.models.root) if task in chosen else "" for task in tasks]
+
+
+@dataclass(frozen=True)
+class Each:
+    """A stage made of a function of one item."""
+
+    function: Callable[[Any], Any]
+
+    def run(self, batch: Sequence[Any]) -> list[Any]:
+        """Apply it to one after the other."""
+        return [self.function(value) for value in batch]
+
+
+class Ingest(Step):
+    """Inputs into ``sources``: probed and hashed."""
+
+    name = "ingest"
+    outputs = (Source,)
+
+    def __init__(self, config: Config, workspace: Workspace, inputs: Sequence[str] = ()) -> None:
+        super().__init__(config, workspace)
+        self.inputs = tuple(inputs)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint("ingest", REVISION["ingest"])
+
+    @cached_property
+    def _listed(self) -> list[InputVideo]:
+        return list_inputs(self.inputs) if self.inputs else []
+
+    def clean(self) -> None:
+        """Forget files that were replaced by others of the same name, and files whose caption or licence changed."""
+        now = {video.uri: video.source_id for video in self._listed}
+        rows = self.workspace.read(Source, ["source_id", "uri", "fingerprint"]).to_pylist()
+        stale = [
+            row["source_id"]
+            for row in rows
+            if now.get(row["uri"], row["source_id"]) != row["source_id"] or row["fingerprint"] != self.fingerprint
+        ]
+        self.workspace.delete(Source, "source_id", stale)
+
+    def plan(self) -> list[Item]:
+        known = set(self.workspace.column(Source, "source_id"))
+        return [
+            # What ingest costs is bytes to hash: 10 MB count as a second.
+            Item(video.source_id, video.uri, max(video.size, 0) / 1e7, video)
+            for video in self._listed
+            if video.source_id not in known
+        ]
+
+    def stage(self, name: str) -> Stage:
+        return Each(IngestStage(self.fingerprint).run)
+
+    def rows(self, value: Source) -> list[Record]:
+        return [value]
+
+
+class Split(Step):
+    """Videos into ``clips``."""
+
+    name = "split"
+    outputs = (Clip,)
+
+    @property
+    def is_light(self) -> bool:
+        return self.config.split.by == "stride"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        shots = self.model_fingerprint("shots") if self.config.split.by == "shots" else []
+        return fingerprint("split", REVISION["split"], self.config.split, shots)
+
+    def clean(self) -> None:
+        """Delete the clips of another configuration and of videos that are gone."""
+        videos = {video.video_id for video in videos_of(self.workspace)}
+        rows = self.workspace.read(Clip, ["clip_id", "video_id", "fingerprint"]).to_pylist()
+        stale = [
+            row["clip_id"] for row in rows if row["fingerprint"] != self.fingerprint or row["video_id"] not in videos
+        ]
+        self.workspace.delete(Clip, "clip_id", stale)
+
+    def plan(self) -> list[Item]:
+        known = set(self.workspace.column(Clip, "span_id"))
+        return [
+            Item(span.span_id, video.uri, video.duration_s / len(parts), span)
+            for video in videos_of(self.workspace)
+            for parts in [spans(video, self.config.split)]
+            for span in parts
+            if span.span_id not in known
+        ]
+
+    def stage(self, name: str) -> Stage:
+        detector = self.model("shots") if self.config.split.by == "shots" else None
+        return Each(SplitStage(self.config.split, detector, self.fingerprint).run)
+
+    def rows(self, value: Sequence[Clip]) -> Sequence[Record]:
+        return value
+
+
+class Annotate(Step):
+    """Clips into ``scores``, ``subjects`` and ``annotations``.
+
+    ``scores`` has its own fingerprint, and a clip that only lacks its subjects is not scored again: so loosening a
+    threshold sends exactly the clips that it lets through to the subject models.
+    """
+
+    name = "annotate"
+    outputs = (Subject, Score, Annotation)
+
+    @property
+    def is_light(self) -> bool:
+        return False
+
+    @cached_property
+    def score_fingerprint(self) -> str:
+        """Hash of all that scores depend on."""
+        annotate = self.config.annotate
+        return fingerprint("score", REVISION["score"], annotate.look, annotate.score, self.model_fingerprint("text"))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        annotate = self.config.annotate
+        models = self.model_fingerprint("captioner", "detector", "segmenter", "faces", "embedder", "image_text")
+        return fingerprint("annotate", REVISION["annotate"], annotate.look, annotate.describe, models)
+
+    def annotation_fingerprint(self, source: Source) -> str:
+        """The step's fingerprint with the caption that the clip's video came with: its words decide what is found."""
+        return fingerprint(self.fingerprint, source.caption, source.caption_source)
+
+    def clean(self) -> None:
+        """Delete stale scores and annotations, and subjects without an annotation."""
+        wanted = {clip.clip_id: self.annotation_fingerprint(source) for clip, source in clips_of(self.workspace)}
+        scores = self.workspace.read(Score, ["clip_id", "fingerprint"]).to_pylist()
+        self.workspace.delete(
+            Score,
+            "clip_id",
+            [row["clip_id"] for row in scores if row["fingerprint"] != self.score_fingerprint or row["clip_id"] not in wanted],
+        )
+        annotations = self.workspace.read(Annotation, ["clip_id", "fingerprint"]).to_pylist()
+        fresh = {row["clip_id"] for row in annotations if wanted.get(row["clip_id"]) == row["fingerprint"]}
+        self.workspace.delete(Annotation, "clip_id", {row["clip_id"] for row in annotations} - fresh)
+        self.workspace.delete(Subject, "clip_id", set(self.workspace.column(Subject, "clip_id")) - fresh)
+
+    def plan(self) -> list[Item]:
+        scores = {score.clip_id: score for score in self.workspace.records(Score)}
+        annotated = set(self.workspace.column(Annotation, "clip_id"))
+        items = []
+        for clip, source in clips_of(self.workspace):
+            score = scores.get(clip.clip_id)
+            if clip.clip_id in annotated or (score is not None and not self.passes(score)):
+                continue
+            work = ClipWork(clip, source, self.score_fingerprint, self.annotation_fingerprint(source), score=score)
+            items.append(Item(clip.clip_id, f"{source.uri} @ {clip.start_s:.2f}-{clip.end_s:.2f} s", clip.end_s - clip.start_s, work))
+        return items
+
+    def passes(self, score: Score) -> bool:
+        """Whether a clip's own numbers let it go on to the subject models."""
+        return not clip_reasons({name: getattr(score, name) for name in Score.schema().names}, self.config.select.clip)
+
+    def stage(self, name: str) -> Stage:
+        annotate = self.config.annotate
+        match name:
+            case "look":
+                return LookStage(annotate.look)
+            case "score":
+                score = ScoreStage(annotate.score, self.model("text"), self.score_fingerprint)
+                return CheapStage(score, self.passes)
+            case "ground":
+                return GroundStage(self.model("captioner"), self.model("detector"))
+            case "segment":
+                return SegmentStage(self.model("segmenter"))
+            case "describe":
+                models = self.model("embedder"), self.model("faces"), self.model("image_text")
+                return SubjectStage(DescribeStage(annotate.describe, *models))
+        raise ValueError(f"annotate has no stage {name!r}")
+
+    def rows(self, value: ClipWork) -> list[Record]:
+        made = [*value.subjects, value.score, value.annotation]
+        return [row for row in made if row is not None]
+
+
+class References(Step):
+    """Subjects into ``references``."""
+
+    name = "references"
+    outputs = (Reference,)
+
+    @property
+    def is_light(self) -> bool:
+        return False
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Per kind, hash of all that its pictures depend on besides their subjects."""
+        verify = self.model_fingerprint("faces", "embedder")
+        copied = fingerprint("references", REVISION["references"])
+        painted = fingerprint(copied, self.config.references.inpainted.prompt, self.model_fingerprint("inpainter"), verify)
+        return {"original": copied, "other_frame": copied, "cross_clip": copied, "inpainted": painted}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.fingerprints)
+
+    @cached_property
+    def _wanted(self) -> list[ReferenceSpec]:
+        clips = self.workspace.read(Clip, ["clip_id", "video_id"]).to_pylist()
+        videos = {row["clip_id"]: row["video_id"] for row in clips}
+        kept = kept_ids(self.workspace, "subject")
+        rows = self.workspace.read(Subject, SUBJECT_NUMBERS).to_pylist()
+        subjects = [row for row in rows if row["subject_id"] in kept]
+        return plan_references(subjects, videos, self.config.references, self.fingerprints)
+
+    def clean(self) -> None:
+        """Delete references that are no longer wanted."""
+        wanted = {spec.reference_id for spec in self._wanted}
+        self.workspace.delete(Reference, "reference_id", set(self.workspace.column(Reference, "reference_id")) - wanted)
+
+    def plan(self) -> list[Item]:
+        known = set(self.workspace.column(Reference, "reference_id"))
+        where, version = row_ids(self.workspace, Subject)
+        todo: dict[str, list[ReferenceSpec]] = defaultdict(list)
+        for spec in self._wanted:
+            if spec.reference_id not in known:
+                todo[spec.target_id].append(spec)
+        return [
+            Item(target, f"subject {target}", float(len(specs)), SubjectReferences(specs, version, _rows_of(specs, where)))
+            for target, specs in sorted(todo.items())
+        ]
+
+    def stage(self, name: str) -> Stage:
+        inpainter = self.config.models.inpainter
+        method = f"{inpainter.backend}@{registry.fingerprint(inpainter, self.config.models.root)}" if inpainter else ""
+        models = self.model("inpainter"), self.model("embedder"), self.model("faces")
+        stage = SynthesiseStage(*models, self.config.references.inpainted.prompt, method)
+
+        def make(value: SubjectReferences) -> list[Reference]:
+            subjects = self.workspace.take(Subject, value.row_ids, value.version)
+            return stage.run(value.specs, {subject.subject_id: subject for subject in subjects})
+
+        return Each(make)
+
+    def rows(self, value: Sequence[Reference]) -> Sequence[Record]:
+        return value
+
+    def finish(self) -> None:
+        """Give the new references their verdicts."""
+        write_verdicts(self.workspace, self.config)
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectReferences:
+    """References to be made for one subject, and where the subjects that they need lie in their table."""
+
+    specs: list[ReferenceSpec]
+    version: int
+    row_ids: list[int]
+
+
+class Encode(Step):
+    """Clips that samples are made of into ``encodings``."""
+
+    name = "encode"
+    outputs = (Encoding,)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        pack = self.config.pack
+        return fingerprint("encode", REVISION["encode"], [pack.width, pack.height, pack.fit, pack.fps, pack.crf, pack.preset])
+
+    def clean(self) -> None:
+        """Delete encodings of another configuration, and of clips that are gone."""
+        clips = set(self.workspace.column(Clip, "clip_id"))
+        rows = self.workspace.read(Encoding, ["clip_id", "fingerprint"]).to_pylist()
+        stale = [row["clip_id"] for row in rows if row["fingerprint"] != self.fingerprint or row["clip_id"] not in clips]
+        self.workspace.delete(Encoding, "clip_id", stale)
+
+    def plan(self) -> list[Item]:
+        known = set(self.workspace.column(Encoding, "clip_id"))
+        wanted = clips_with_references(self.workspace)
+        return [
+            Item(clip.clip_id, f"{source.uri} @ {clip.start_s:.2f}-{clip.end_s:.2f} s", clip.end_s - clip.start_s, (clip, source))
+            for clip, source in clips_of(self.workspace)
+            if clip.clip_id in wanted and clip.clip_id not in known
+        ]
+
+    def stage(self, name: str) -> Stage:
+        return Each(self._encode)
+
+    def _encode(self, value: tuple[Clip, Source]) -> Encoding:
+        clip, source = value
+        pack = self.config.pack
+        with local_copy(source.uri) as path:
+            encoded = encode_clip(
+                path,
+                clip.start_s,
+                clip.end_s,
+                width=pack.width,
+                height=pack.height,
+                fit=pack.fit,
+                fps=pack.fps,
+                crf=pack.crf,
+                preset=pack.preset,
+                timeout_s=self.runtime.timeout_s,
+            )
+        return Encoding(
+            clip_id=clip.clip_id,
+            data=encoded.data,
+            width=encoded.width,
+            height=encoded.height,
+            frames=encoded.frames,
+            fps=encoded.fps,
+            fingerprint=self.fingerprint,
+        )
+
+    def rows(self, value: Encoding) -> list[Record]:
+        return [value]
+
+
+def videos_of(workspace: Workspace) -> list[Source]:
+    """The distinct videos: of several sources with the same bytes, the one whose URI sorts first."""
+    videos: dict[str, Source] = {}
+    for source in sorted(workspace.records(Source), key=lambda source: source.uri):
+        videos.setdefault(source.video_id, source)
+    return sorted(videos.values(), key=lambda source: source.video_id)
+
+
+def clips_of(workspace: Workspace) -> list[tuple[Clip, Source]]:
+    """The clips that were not dropped when they were cut, each with its video, in order of video and time."""
+    videos = {video.video_id: video for video in videos_of(workspace)}
+    clips = workspace.records(Clip, where="dropped IS NULL")
+    pairs = [(clip, videos[clip.video_id]) for clip in clips if clip.video_id in videos]
+    return sorted(pairs, key=lambda pair: (pair[0].video_id, pair[0].start_frame))
+
+
+def kept_ids(workspace: Workspace, kind: str) -> set[str]:
+    """Ids of the clips, subjects or references that passed."""
+    rows = workspace.read(Verdict, ["id", "kind", "keep"]).to_pylist()
+    return {row["id"] for row in rows if row["kind"] == kind and row["keep"]}
+
+
+def clips_with_references(workspace: Workspace) -> set[str]:
+    """Clips that pass and have a subject with a reference that passes: those that become samples."""
+    references = kept_ids(workspace, "reference")
+    rows = workspace.read(Reference, ["reference_id", "subject_id"]).to_pylist()
+    subjects = {row["subject_id"] for row in rows if row["reference_id"] in references}
+    pairs = workspace.read(Subject, ["subject_id", "clip_id"]).to_pylist()
+    return {row["clip_id"] for row in pairs if row["subject_id"] in subjects}
+
+
+def row_ids(workspace: Workspace, record: type[Record]) -> tuple[dict[str, int], int]:
+    """Where each row lies by its key, and the version of the table in which that holds."""
+    dataset = workspace.table(record)
+    table = dataset.to_table(columns=[record.key], with_row_id=True)
+    return dict(zip(table[record.key].to_pylist(), table["_rowid"].to_pylist(), strict=True)), int(dataset.version)
+
+
+def write_verdicts(workspace: Workspace, config: Config) -> list[Verdict]:
+    """Decide on everything that the tables hold, with the thresholds of the config."""
+    verdicts = decide(
+        workspace.read(Clip, ["clip_id", "dropped"]).to_pylist(),
+        workspace.read(Score).to_pylist(),
+        workspace.read(Subject, SUBJECT_NUMBERS).to_pylist(),
+        workspace.read(Reference, REFERENCE_NUMBERS).to_pylist(),
+        config.select,
+    )
+    if verdicts != workspace.records(Verdict):
+        workspace.replace(Verdict, verdicts)
+    return verdicts
+
+
+def _rows_of(specs: Iterable[ReferenceSpec], where: dict[str, int]) -> list[int]:
+    return sorted({where[subject] for spec in specs for subject in (spec.target_id, spec.source_id)})

@@ -1,0 +1,212 @@
+"""A workspace: one folder or object-store prefix that holds the Lance tables, and the shards made from them.
+
+The tables are the ledger of the work. A step's workers write *fragments* (data files that no table knows yet);
+the driver alone commits them. So there is one writer, and a table changes only from one whole state to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+import lance
+import pyarrow as pa
+from lance.fragment import FragmentMetadata, write_fragments
+
+from stages.records import RECORDS, Failure, Record
+
+R = TypeVar("R", bound=Record)
+
+ROWS_PER_DELETE = 2000
+
+
+class WorkspaceError(RuntimeError):
+    """The workspace cannot be used: it is missing, of another schema, or another run holds it."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Tables and files under one URI.
+
+    Args:
+        uri: a local path, or any URI that both fsspec and Lance understand (``s3://...``, ``gs://...``).
+    """
+
+    uri: str
+
+    @classmethod
+    def open(cls, uri: str | Path, *, create: bool = False) -> Workspace:
+        """Open a workspace; with ``create`` make it and its empty tables if they are not there.
+
+        Raises:
+            WorkspaceError: if there is none at ``uri`` (without ``create``), or its tables have another schema.
+        """
+        text = str(uri)
+        workspace = cls(text if "://" in text else str(Path(text).expanduser().resolve()))
+        if not create and not workspace.exists("tables"):
+            raise WorkspaceError(f"{text} is no workspace: it has no folder `tables`. `s2v curate` makes one.")
+        if create:
+            workspace._make_tables()
+        return workspace
+
+    def path(self, *parts: str) -> str:
+        """URI of something inside the workspace."""
+        return "/".join([self.uri.rstrip("/"), *parts])
+
+    @cached_property
+    def filesystem(self) -> fsspec.AbstractFileSystem:
+        """The file system that the workspace lies on."""
+        return fsspec.core.url_to_fs(self.uri)[0]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the workspace is a folder of this machine (or of a file system mounted here)."""
+        return "://" not in self.uri
+
+    def exists(self, *parts: str) -> bool:
+        """Whether a file or folder is there."""
+        return bool(self.filesystem.exists(self.path(*parts)))
+
+    def table(self, record: type[Record]) -> lance.LanceDataset:
+        """The newest version of a record's table."""
+        return lance.dataset(self._table_uri(record))
+
+    def read(self, record: type[R], columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:
+        """Rows of a table as Arrow, optionally only some columns and those that fulfil a SQL condition."""
+        return self.table(record).to_table(columns=list(columns) if columns is not None else None, filter=where)
+
+    def records(self, record: type[R], where: str | None = None) -> list[R]:
+        """Rows of a table as records."""
+        return [record.from_row(row) for row in self.read(record, where=where).to_pylist()]
+
+    def column(self, record: type[Record], name: str) -> list[Any]:
+        """One column of a table."""
+        values: list[Any] = self.read(record, [name]).column(name).to_pylist()
+        return values
+
+    def write_fragments(self, record: type[R], rows: Sequence[R]) -> str:
+        """Write rows as data files that no table knows yet. Returns what :meth:`commit` wants, as JSON."""
+        fragments = write_fragments(record.to_table(rows), self._table_uri(record), schema=record.schema())
+        return json.dumps([fragment.to_json() for fragment in fragments])
+
+    def commit(self, record: type[Record], fragments: Iterable[str]) -> None:
+        """Make fragments part of their table, in one step."""
+        metadata = [FragmentMetadata.from_json(json.dumps(one)) for text in fragments for one in json.loads(text)]
+        if metadata:
+            dataset = self.table(record)
+            lance.LanceDataset.commit(dataset.uri, lance.LanceOperation.Append(metadata), read_version=dataset.version)
+
+    def append(self, rows: Sequence[Record]) -> None:
+        """Add rows (all of one type) from the driver itself."""
+        if rows:
+            self.commit(type(rows[0]), [self.write_fragments(type(rows[0]), rows)])
+
+    def replace(self, record: type[R], rows: Sequence[R]) -> None:
+        """Put these rows in place of all that a table holds, in one step."""
+        lance.write_dataset(record.to_table(rows), self._table_uri(record), schema=record.schema(), mode="overwrite")
+
+    def delete(self, record: type[Record], column: str, values: Iterable[str]) -> int:
+        """Delete the rows whose column holds one of these values; returns how many there were."""
+        dataset = self.table(record)
+        before = dataset.count_rows()
+        wanted = sorted(set(values))
+        for start in range(0, len(wanted), ROWS_PER_DELETE):
+            quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in wanted[start : start + ROWS_PER_DELETE])
+            dataset.delete(f"{column} IN ({quoted})")
+        return int(before - dataset.count_rows())
+
+    def take(self, record: type[R], row_ids: Sequence[int], version: int) -> list[R]:
+        """Read rows by the ids that a scan of this version of the table gave them, without a search."""
+        dataset = lance.dataset(self._table_uri(record), version=version)
+        return [record.from_row(row) for row in dataset._take_rows(list(row_ids)).to_pylist()]
+
+    def tidy(self) -> None:
+        """Merge small fragments and remove files that no version of a table refers to.
+
+        Only while no run is active: a fragment that a worker has just written looks like such a file.
+        """
+        for record in RECORDS.values():
+            dataset = self.table(record)
+            dataset.optimize.compact_files()
+            dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the workspace for one run; a killed run lets go by itself.
+
+        On object stores there is no such lock: there, Lance refuses the second of two conflicting commits.
+
+        Raises:
+            WorkspaceError: if another run holds it.
+        """
+        if not self.is_local:
+            yield
+            return
+        with Path(self.path(".lock")).open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise WorkspaceError(
+                    f"another run (process {lock.read().strip() or 'unknown'}) is working on {self.uri}; "
+                    "wait for it to end, or choose another --workspace"
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    @contextlib.contextmanager
+    def writing(self, *parts: str) -> Iterator[Path]:
+        """A local file to write; it appears in the workspace, whole, when the block ends without an error."""
+        target = self.path(*parts)
+        self.filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        if self.is_local:
+            temporary = Path(f"{target}.{os.getpid()}.tmp")
+            try:
+                yield temporary
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                temporary = Path(folder) / parts[-1]
+                yield temporary
+                with temporary.open("rb") as source, self.filesystem.open(target, "wb") as sink:
+                    shutil.copyfileobj(source, sink)
+
+    def _table_uri(self, record: type[Record]) -> str:
+        return self.path("tables", f"{record.table}.lance")
+
+    def _make_tables(self) -> None:
+        self.filesystem.makedirs(self.path("tables"), exist_ok=True)
+        for record in RECORDS.values():
+            if not self.exists("tables", f"{record.table}.lance", "_versions"):
+                lance.write_dataset(record.schema().empty_table(), self._table_uri(record), schema=record.schema())
+            elif self.table(record).schema != record.schema():
+                raise WorkspaceError(
+                    f"{self._table_uri(record)} was made by another version of this software: its columns differ "
+                    f"({_difference(self.table(record).schema, record.schema())}). Choose a new --workspace."
+                )
+
+
+def _difference(found: pa.Schema, wanted: pa.Schema) -> str:
+    extra, missing = set(found.names) - set(wanted.names), set(wanted.names) - set(found.names)
+    return f"unknown: {sorted(extra)}, missing: {sorted(missing)}" if extra or missing else "types changed"
+
+
+def failed_items(workspace: Workspace, step: str, fingerprint: str) -> set[str]:
+    """Items of a step that failed under this configuration and wait for ``--retry-failed``."""
+    rows = workspace.read(Failure, ["step", "item", "fingerprint"]).to_pylist()
+    return {row["item"] for row in rows if row["step"] == step and row["fingerprint"] == fingerprint}

@@ -1,0 +1,118 @@
+"""The one place that knows which backends exist. A config's ``backend: name`` is looked up here.
+
+A backend is a class with a nested ``Config`` (a :class:`BackendConfig`) and ``__init__(self, config, root)``.
+Its module must import in milliseconds: heavy libraries are imported inside ``__init__``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+BACKENDS: dict[str, dict[str, str]] = {
+    "shots": {
+        "transnetv2": "models.transnetv2:TransNetV2",
+        "pyscenedetect": "models.pyscenedetect:PySceneDetect",
+    },
+    "text": {"rapidocr": "models.rapid_ocr:RapidOCR"},
+    "captioner": {},
+    "detector": {
+        "motion_saliency": "models.motion_saliency:MotionSaliency",
+        "yolox": "models.yolox:Yolox",
+    },
+    "segmenter": {"grabcut": "models.grabcut:GrabCut", "sam_onnx": "models.sam_onnx:SamOnnx"},
+    "faces": {"insightface": "models.insight_face:InsightFace"},
+    "embedder": {"colour_texture": "models.colour_texture:ColourTexture"},
+    "image_text": {},
+    "inpainter": {"quilting": "models.quilting:Quilting"},
+}
+
+
+class MissingWeights(FileNotFoundError):
+    """A weight file that a backend needs is not where the config says."""
+
+
+class BackendConfig(BaseModel):
+    """Base of every backend's config: ``backend`` names it, ``licence`` says what its weights allow."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    backend: str
+
+    def weights(self, root: Path) -> list[Path]:
+        """Files and folders under ``root`` that the backend loads; empty if its package ships them."""
+        return []
+
+
+def backend_class(task: str, name: str) -> Any:
+    """The class behind ``backend: name`` for a task.
+
+    Raises:
+        ValueError: if no backend of that name is registered for the task.
+    """
+    known = BACKENDS[task]
+    if name not in known:
+        raise ValueError(f"models.{task}.backend: no backend {name!r}; known: {', '.join(sorted(known)) or 'none yet'}")
+    module, _, attribute = known[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def backend_config(task: str, raw: dict[str, Any]) -> BackendConfig:
+    """Validate the options that a config gives to a backend.
+
+    Raises:
+        ValueError: for an unknown backend, or options that it does not have.
+    """
+    if "backend" not in raw:
+        raise ValueError(f"models.{task}: say which one with `backend: name`; known: {', '.join(sorted(BACKENDS[task]))}")
+    try:
+        config: BackendConfig = backend_class(task, raw["backend"]).Config(**raw)
+    except ValidationError as error:
+        details = [(".".join(map(str, detail["loc"])), detail["msg"]) for detail in error.errors()]
+        raise ValueError("; ".join(f"models.{task}.{where}: {message}" for where, message in details)) from None
+    return config
+
+
+def check_weights(config: BackendConfig, root: Path) -> None:
+    """Raise :class:`MissingWeights` naming the first file that is not there."""
+    for path in config.weights(root):
+        if not path.exists():
+            raise MissingWeights(
+                f"{config.backend}: {path} does not exist. Put the file there, or point `models.root` "
+                f"(now {str(root)!r}) at the folder that holds it; docs/models.md says where to get it."
+            )
+
+
+def build(task: str, config: BackendConfig, root: Path) -> Any:
+    """Load a backend.
+
+    Raises:
+        MissingWeights: if a file it needs is not under ``root``.
+    """
+    check_weights(config, root)
+    return backend_class(task, config.backend)(config, root)
+
+
+def fingerprint(config: BackendConfig, root: Path) -> str:
+    """Hash of the options and of the bytes of the weights: equal exactly when the outputs must be equal."""
+    digest = hashlib.sha256(config.model_dump_json().encode())
+    for path in config.weights(root):
+        for file in _files(path):
+            digest.update(_file_digest(file, file.stat().st_mtime_ns, file.stat().st_size))
+    return digest.hexdigest()[:16]
+
+
+def _files(path: Path) -> Iterable[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+@cache
+def _file_digest(path: Path, mtime_ns: int, size: int) -> bytes:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").digest()

@@ -1,0 +1,113 @@
+"""Scores a clip as a whole, from its keyframes: numbers only, no verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from models.protocols import TextRegion, TextSpotter
+from stages.config import Section
+from stages.measure import brightness, letterbox_share, motion_magnitude, perceptual_hash, sharpness, static_share
+from stages.records import Score
+from stages.view import ClipView
+
+_LINES = 360
+"""Height at which sharpness is measured; part of the column's definition."""
+_CLOCK_S = 0.001
+"""Containers round their clocks to a millisecond."""
+_LINE_HEIGHT = 0.15
+"""Tallest line of text, as a share of the frame's shorter side: subtitles and captions of real clips reach 0.09."""
+
+
+class ScoreConfig(Section):
+    """How clips are scored."""
+
+    text_frames: int = Field(3, ge=1)
+    """Keyframes per clip that are searched for text, spread evenly: text stays on screen longer than that."""
+    neighbour_s: float = Field(1 / 24, gt=0)
+    """Seconds between a keyframe and its neighbour, as they were read."""
+
+
+class ScoreStage:
+    """Clips in, one `Score` each out. Without a ``text`` spotter, ``text_area`` is 0."""
+
+    def __init__(self, config: ScoreConfig, text: TextSpotter | None, fingerprint: str) -> None:
+        self._config = config
+        self._text = text
+        self._fingerprint = fingerprint
+
+    def run(self, views: Sequence[ClipView]) -> list[Score]:
+        """One score per view, in order; all the views' text is searched for in one batch."""
+        return [self._score(view, text_area) for view, text_area in zip(views, self._text_areas(views), strict=True)]
+
+    def _score(self, view: ClipView, text_area: float) -> Score:
+        images = [keyframe.image for keyframe in view.keyframes]
+        neighbours = [keyframe.neighbour for keyframe in view.keyframes]
+        return Score(
+            clip_id=view.clip.clip_id,
+            motion=self._motion(view),
+            brightness=float(np.mean([brightness(image) for image in images])),
+            sharpness=float(np.median([sharpness(image, _LINES) for image in images])),
+            text_area=text_area,
+            border=letterbox_share(images),
+            static=static_share([*images, *neighbours]),
+            phashes=[perceptual_hash(image) for image in images],
+            fingerprint=self._fingerprint,
+        )
+
+    def _motion(self, view: ClipView) -> float:
+        motions = []
+        for keyframe in view.keyframes:
+            interval_s = _interval(keyframe.time, self._config.neighbour_s, view.source.fps)
+            # Nothing to be seen in a frame and itself; slow videos have such pairs.
+            if interval_s > 0:
+                motions.append(motion_magnitude(keyframe.image, keyframe.neighbour, interval_s))
+        return float(np.mean(motions)) if motions else 0.0
+
+    def _text_areas(self, views: Sequence[ClipView]) -> list[float]:
+        if self._text is None:
+            return [0.0 for _ in views]
+        chosen = [
+            [view.keyframes[index].image for index in _spread(len(view.keyframes), self._config.text_frames)]
+            for view in views
+        ]
+        found = iter(self._text.spot([image for images in chosen for image in images]))
+        return [max(text_share(next(found), image.shape[0], image.shape[1]) for image in images) for images in chosen]
+
+
+def text_share(regions: Sequence[TextRegion], height: int, width: int) -> float:
+    """Share of a frame inside text regions, where they overlap counted once; [0, 1].
+
+    Regions whose shorter side exceeds 15 % of the frame's are left out: text laid over a video is not that tall, but
+    text detectors take blurred walls and plain floors for one (measured: up to the whole frame, at scores of 0.8).
+    """
+    canvas = np.zeros((height, width), np.uint8)
+    for region in regions:
+        if _line_height(region) <= _LINE_HEIGHT * min(height, width):
+            # One by one: fillPoly takes overlapping polygons of a single call for holes.
+            cv2.fillPoly(canvas, [np.rint(region.corners).astype(np.int32)], 1)
+    return float(canvas.mean())
+
+
+def _line_height(region: TextRegion) -> float:
+    sides = np.linalg.norm(region.corners - np.roll(region.corners, -1, axis=0), axis=1)
+    return float(min(sides[0] + sides[2], sides[1] + sides[3]) / 2)
+
+
+def _interval(time: float, neighbour_s: float, fps: float) -> float:
+    """Seconds between the frames shown at ``time`` and ``neighbour_s`` later: a whole number of frames.
+
+    At 30 frames a second, 1/24 s later is the next frame or the one after it, depending on where ``time`` falls.
+    """
+    first, second = (math.floor((instant + _CLOCK_S) * fps) for instant in (time, time + neighbour_s))
+    return (second - first) / fps
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """Up to ``wanted`` different indices below ``count``, evenly spread and away from the ends where possible."""
+    wanted = min(count, wanted)
+    return [int((2 * place + 1) * count / (2 * wanted)) for place in range(wanted)]

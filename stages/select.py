@@ -1,0 +1,215 @@
+"""Numbers into verdicts: which clips, subjects and references pass, and every reason why one does not.
+
+No model runs here and nothing is decoded, so thresholds can be tried in a moment.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from stages.config import Section
+from stages.records import Verdict
+
+Row = Mapping[str, Any]
+
+
+class ClipThresholds(Section):
+    """What a clip must fulfil. A clip that fails any of these is not shown to the subject models."""
+
+    min_motion: float = Field(0.3, ge=0)
+    """Least mean motion (thousandths of the frame's diagonal per 1/24 s); less is a still."""
+    max_motion: float = Field(60, gt=0)
+    """Most mean motion; more is a blur."""
+    min_brightness: float = Field(35, ge=0, le=255)
+    """Least mean luma."""
+    max_brightness: float = Field(235, ge=0, le=255)
+    """Most mean luma."""
+    min_sharpness: float = Field(40, ge=0)
+    """Least variance of the Laplacian at 360 lines."""
+    max_text_area: float = Field(0.02, ge=0, le=1)
+    """Largest share of the frame under written text."""
+    max_border: float = Field(0.02, ge=0, le=1)
+    """Largest share of the frame in letterbox or pillarbox bars."""
+    max_static: float = Field(0.9, ge=0, le=1)
+    """Largest share of pixels that never change: a still, a slide, a screen recording."""
+    duplicate_distance: float = Field(3, ge=0, lt=8)
+    """Clips whose perceptual hashes differ by at most this many of 64 bits, on average over their keyframes, are
+    one; the sharpest stays."""
+
+
+class SubjectThresholds(Section):
+    """What a subject must fulfil. Its numbers are those of its best frame."""
+
+    min_detection_score: float = Field(0.3, ge=0, le=1)
+    """Least score of the detector."""
+    min_area: float = Field(0.03, ge=0, le=1)
+    """Least share of the frame inside its mask."""
+    max_area: float = Field(0.9, ge=0, le=1)
+    """Largest share of the frame inside its mask."""
+    min_short_side: float = Field(96, ge=0)
+    """Least length in pixels of the shorter side of its box."""
+    max_overlap: float = Field(0.5, ge=0, le=1)
+    """Largest IoU of its mask with another subject's."""
+    max_border: float = Field(0.35, ge=0, le=1)
+    """Largest share of its outline on the frame's edge: more is an incomplete subject."""
+    max_fragments: int = Field(4, ge=1)
+    """Most connected parts of its mask."""
+    max_straightness: float = Field(0.5, ge=0, le=1)
+    """Largest share of its outline in long straight horizontal or vertical runs."""
+    min_stability: float = Field(0.4, ge=0, le=1)
+    """Least median IoU of its masks in neighbouring keyframes."""
+    min_seen: int = Field(2, ge=1)
+    """Least number of keyframes that it is found in."""
+    min_brightness: float = Field(25, ge=0, le=255)
+    """Least mean luma inside its mask."""
+    min_sharpness: float = Field(20, ge=0)
+    """Least variance of the Laplacian inside its mask at 256 lines."""
+    min_image_text: float = Field(0.0, ge=-1, le=1)
+    """Least cosine of its crop and its word, where an image-text model is configured."""
+    min_face: float = Field(0.0, ge=0, le=1)
+    """Least face score of a person; 0 asks for no face."""
+
+
+class ReferenceThresholds(Section):
+    """What a reference must fulfil, whatever made it."""
+
+    min_identity: float = Field(0.5, ge=-1, le=1)
+    """Least identity similarity to its target."""
+    min_difference: dict[str, float] = {"other_frame": 0.1, "cross_clip": 0.1, "inpainted": 0.1}
+    """Least context difference per kind; kinds that are not named need none."""
+    min_brightness: float = Field(25, ge=0, le=255)
+    """Least mean luma of the subject in the picture."""
+    min_sharpness: float = Field(20, ge=0)
+    """Least variance of the Laplacian of the subject in the picture at 256 lines."""
+
+
+class SelectConfig(Section):
+    """Thresholds. They read stored numbers, so changing one runs no model that it need not."""
+
+    clip: ClipThresholds = ClipThresholds()
+    subject: SubjectThresholds = SubjectThresholds()
+    reference: ReferenceThresholds = ReferenceThresholds()
+
+
+def clip_reasons(score: Row, config: ClipThresholds) -> list[str]:
+    """Why a clip fails on its own numbers; empty if it passes. ``score`` holds the columns of ``scores``."""
+    checks = {
+        "static": score["motion"] < config.min_motion or score["static"] > config.max_static,
+        "too_fast": score["motion"] > config.max_motion,
+        "dark": score["brightness"] < config.min_brightness,
+        "overexposed": score["brightness"] > config.max_brightness,
+        "blurry": score["sharpness"] < config.min_sharpness,
+        "text": score["text_area"] > config.max_text_area,
+        "letterbox": score["border"] > config.max_border,
+    }
+    return [reason for reason, fails in checks.items() if fails]
+
+
+def subject_reasons(subject: Row, config: SubjectThresholds) -> list[str]:
+    """Why a subject fails on its own numbers; empty if it passes. ``subject`` holds the columns of ``subjects``."""
+    no_match = subject["image_text"] is not None and subject["image_text"] < config.min_image_text
+    checks = {
+        "uncertain": subject["detection_score"] < config.min_detection_score,
+        "too_small": subject["area"] < config.min_area or subject["short_side"] < config.min_short_side,
+        "too_large": subject["area"] > config.max_area,
+        "overlapping": subject["overlap"] > config.max_overlap,
+        "cut_off": subject["border"] > config.max_border,
+        "fragmented": subject["fragments"] > config.max_fragments,
+        "boxy_mask": subject["straightness"] > config.max_straightness,
+        "unstable_mask": subject["stability"] < config.min_stability and subject["seen"] > 1,
+        "seen_once": subject["seen"] < config.min_seen,
+        "dark": subject["brightness"] < config.min_brightness,
+        "blurry": subject["sharpness"] < config.min_sharpness,
+        "not_the_word": no_match,
+        "no_face": subject["category"] == "person" and subject["face"] < config.min_face,
+    }
+    return [reason for reason, fails in checks.items() if fails]
+
+
+def reference_reasons(reference: Row, config: ReferenceThresholds) -> list[str]:
+    """Why a reference fails; empty if it passes. ``reference`` holds the columns of ``references``."""
+    checks = {
+        "other_identity": reference["identity_similarity"] < config.min_identity,
+        "near_copy": reference["context_difference"] < config.min_difference.get(reference["kind"], 0.0),
+        "dark": reference["brightness"] < config.min_brightness,
+        "blurry": reference["sharpness"] < config.min_sharpness,
+    }
+    return [reason for reason, fails in checks.items() if fails]
+
+
+def decide(
+    clips: Iterable[Row],
+    scores: Iterable[Row],
+    subjects: Iterable[Row],
+    references: Iterable[Row],
+    config: SelectConfig,
+) -> list[Verdict]:
+    """Verdicts on everything, sorted by id.
+
+    A subject in a clip that fails has the reason ``clip``, a reference of a subject that fails ``subject``; a clip
+    that passes but has no subject that passes keeps its verdict: what it lacks is told by its subjects.
+    """
+    by_clip = {score["clip_id"]: score for score in scores}
+    reasons: dict[str, list[str]] = {}
+    for clip in clips:
+        score = by_clip.get(clip["clip_id"])
+        if clip["dropped"]:
+            reasons[clip["clip_id"]] = [clip["dropped"]]
+        elif score is not None:
+            reasons[clip["clip_id"]] = clip_reasons(score, config.clip)
+    passing = [by_clip[clip] for clip, why in reasons.items() if not why]
+    for duplicate in near_duplicates(passing, config.clip.duplicate_distance):
+        reasons[duplicate] = ["near_duplicate"]
+    verdicts = [Verdict(id=clip, kind="clip", keep=not why, reasons=why) for clip, why in reasons.items()]
+
+    kept_subjects = set()
+    for subject in subjects:
+        if subject["clip_id"] not in reasons:
+            continue
+        why = subject_reasons(subject, config.subject)
+        if reasons[subject["clip_id"]]:
+            why = ["clip", *why]
+        if not why:
+            kept_subjects.add(subject["subject_id"])
+        verdicts.append(Verdict(id=subject["subject_id"], kind="subject", keep=not why, reasons=why))
+
+    for reference in references:
+        why = reference_reasons(reference, config.reference)
+        if not {reference["subject_id"], reference["source_subject_id"]} <= kept_subjects:
+            why = ["subject", *why]
+        verdicts.append(Verdict(id=reference["reference_id"], kind="reference", keep=not why, reasons=why))
+    return sorted(verdicts, key=lambda verdict: verdict.id)
+
+
+def near_duplicates(scores: Sequence[Row], distance: float) -> set[str]:
+    """Clips that repeat a sharper clip.
+
+    Two clips repeat each other when the hashes of their keyframes, taken in order, differ by at most ``distance``
+    bits on average. Candidates are found by equal bytes of the middle hash: hashes that differ in fewer than 8 bits
+    share at least one of their 8 bytes.
+    """
+    order = sorted(scores, key=lambda score: (-score["sharpness"], score["clip_id"]))
+    hashes = [np.asarray(score["phashes"], np.int64).view(np.uint64) for score in order]
+    buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+    repeated: set[str] = set()
+    for number, score in enumerate(order):
+        middle = int(hashes[number][len(hashes[number]) // 2])
+        keys = [(byte, middle >> 8 * byte & 0xFF) for byte in range(8)]
+        candidates = {other for key in keys for other in buckets[key]}
+        if any(_mean_hamming(hashes[number], hashes[other]) <= distance for other in candidates):
+            repeated.add(score["clip_id"])
+            continue
+        for key in keys:
+            buckets[key].append(number)
+    return repeated
+
+
+def _mean_hamming(a: np.ndarray, b: np.ndarray) -> float:
+    if len(a) != len(b):
+        return float("inf")
+    return float(np.bitwise_count(a ^ b).mean())
