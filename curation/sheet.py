@@ -6,10 +6,13 @@ its own that is pasted into the next larger one, so no text, however long or odd
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +50,7 @@ DETAILS = CELLS * CELL + (CELLS - 1) * CELL_GAP
 BORDER = 3
 
 WHITE, INK, QUIET, LINE, GREY = (255, 255, 255), (28, 30, 34), (110, 114, 122), (222, 224, 228), (205, 207, 210)
-AMBER, RED = (150, 95, 0), (200, 32, 32)
+PALE, AMBER, RED = (242, 243, 245), (150, 95, 0), (200, 32, 32)
 SUBJECT_COLOURS: tuple[Colour, ...] = (
     (31, 105, 225),
     (222, 92, 0),
@@ -72,8 +75,8 @@ FONTS = (
 )
 """Pillow's own font has few letters beyond English; the others are used where installed, for text that it lacks."""
 NO_CHARACTER = "\U0010fffe"
-LETTERS_A_LINE = 120
-"""More are never measured: a caption of a megabyte costs no more than one of a page."""
+THINNEST = 2
+"""Width of a letter in pixels. What cannot fit by it is not measured: a megabyte of caption costs what a page does."""
 
 SCORES = ("motion", "sharpness", "brightness", "text_area", "border", "static")
 KEY_SCORES = {"motion": "motion", "sharpness": "sharpness", "brightness": "brightness", "text_area": "text"}
@@ -97,6 +100,15 @@ class UnknownReason(ValueError):  # noqa: N818
 
 
 @dataclass(frozen=True, slots=True)
+class _Accepted:
+    """A subject of a sample, the colour that it goes by, and its accepted references."""
+
+    row: Row
+    colour: Colour
+    references: list[Row]
+
+
+@dataclass(frozen=True, slots=True)
 class _Sample:
     """What a row of the sheet shows of one sample."""
 
@@ -105,15 +117,13 @@ class _Sample:
     caption: str
     score: Row | None
     split: str | None
-    subjects: list[Row]
-    """Accepted subjects, the largest first; a subject's colour goes by its place here."""
-    references: dict[str, list[Row]]
-    """Accepted references by their subject."""
+    subjects: list[_Accepted]
+    """At least one; the largest first."""
 
     @property
     def time(self) -> float:
         """When the frame is shown: at the best moment of the first subject."""
-        first = self.subjects[0]
+        first = self.subjects[0].row
         return float(first["frames"][first["best"]]["time"])
 
 
@@ -167,12 +177,12 @@ def _samples_sheet(workspace: Workspace, most: int) -> tuple[str, str, list[Tile
             f"{workspace.uri} has no samples yet: no clip has an accepted reference. "
             f"`s2v stats --workspace {workspace.uri}` tells what was dropped and why."
         )
-    frames = _read_frames(workspace, [(sample.clip, sample.time) for sample in samples])
-    references = sum(len(found) for sample in samples for found in sample.references.values())
+    frames = _read_frames([(sample.clip, sample.source, sample.time) for sample in samples])
+    subjects = [subject for sample in samples for subject in sample.subjects]
+    references = sum(len(subject.references) for subject in subjects)
     counts = (
         f"{len(samples)} of {_count(len(passing), 'sample')}, "
-        f"with {_count(sum(len(sample.subjects) for sample in samples), 'subject')} "
-        f"and {_count(references, 'reference')}"
+        f"with {_count(len(subjects), 'subject')} and {_count(references, 'reference')}"
     )
     return counts, LEGEND, [_sample_row(sample, frames) for sample in samples]
 
@@ -185,7 +195,6 @@ def _read_samples(workspace: Workspace, clip_ids: Sequence[str]) -> list[_Sample
     sources = _sources(workspace, clips.values())
     splits = _splits(workspace, clip_ids)
     subjects = _accepted_subjects(workspace, clip_ids)
-    references = _accepted_references(workspace, [row["subject_id"] for rows in subjects.values() for row in rows])
     return [
         _Sample(
             clip=clips[clip_id],
@@ -194,26 +203,28 @@ def _read_samples(workspace: Workspace, clip_ids: Sequence[str]) -> list[_Sample
             score=scores.get(clip_id),
             split=splits.get(clip_id),
             subjects=subjects[clip_id],
-            references={row["subject_id"]: references[row["subject_id"]] for row in subjects[clip_id]},
         )
         for clip_id in clip_ids
         if clip_id in clips and clip_id in subjects
     ]
 
 
-def _accepted_subjects(workspace: Workspace, clip_ids: Sequence[str]) -> dict[str, list[Row]]:
-    """By clip, in the order in which a sample numbers them."""
+def _accepted_subjects(workspace: Workspace, clip_ids: Sequence[str]) -> dict[str, list[_Accepted]]:
+    """Accepted subjects that have references, by clip, in the order in which a sample numbers them."""
     columns = ["subject_id", "clip_id", "word", "area", "face", "frame_width", "frame_height", "best", "frames"]
     rows = workspace.read(Subject, columns, _among("clip_id", clip_ids)).to_pylist()
     kept = _passing(workspace, [row["subject_id"] for row in rows])
-    found: dict[str, list[Row]] = defaultdict(list)
+    references = _accepted_references(workspace, kept)
+    found: dict[str, list[_Accepted]] = {}
     for row in sorted(rows, key=lambda row: (-row["area"], row["subject_id"])):
-        if row["subject_id"] in kept:
-            found[row["clip_id"]].append(row)
+        if row["subject_id"] in references:
+            others = found.setdefault(row["clip_id"], [])
+            colour = SUBJECT_COLOURS[len(others) % len(SUBJECT_COLOURS)]
+            others.append(_Accepted(row, colour, references[row["subject_id"]]))
     return found
 
 
-def _accepted_references(workspace: Workspace, subject_ids: Sequence[str]) -> dict[str, list[Row]]:
+def _accepted_references(workspace: Workspace, subject_ids: Iterable[str]) -> dict[str, list[Row]]:
     """By subject, in the order in which a sample numbers them. Pictures are read of the accepted ones alone."""
     rows = workspace.read(Reference, ["reference_id"], _among("subject_id", subject_ids)).to_pylist()
     kept = _passing(workspace, [row["reference_id"] for row in rows])
@@ -247,8 +258,9 @@ def _rejected_sheet(workspace: Workspace, reason: str, most: int) -> tuple[str, 
         *_rejected_subjects(workspace, chosen.get("subject", []), reasons, reason),
         *_rejected_references(workspace, chosen.get("reference", []), reasons, reason),
     ]
-    each = ", ".join(_count(kinds[kind], kind) for kind in ("clip", "subject", "reference") if kinds[kind])
-    return f"dropped for {reason}: {len(rows)} of {each}", "", rows
+    counts = ", ".join(_count(kinds[kind], kind) for kind in ("clip", "subject", "reference") if kinds[kind])
+    cut = f" (the first {len(rows)} by id)" if len(rows) < len(found) else ""
+    return f"dropped for {reason}: {counts}{cut}", "", rows
 
 
 def _unknown(workspace: Workspace, reason: str, dropped: Iterable[Row]) -> ValueError:
@@ -265,7 +277,7 @@ def _rejected_clips(
     clips = workspace.records(Clip, _among("clip_id", ids))
     sources = _sources(workspace, clips)
     scores = _by(workspace, Score, "clip_id", ids)
-    frames = _read_frames(workspace, [(clip, (clip.start_s + clip.end_s) / 2) for clip in clips])
+    frames = _read_frames([(clip, sources.get(clip.video_id), (clip.start_s + clip.end_s) / 2) for clip in clips])
     for clip in sorted(clips, key=lambda clip: clip.clip_id):
         about = _rejected_about("clip", _where(clip, sources.get(clip.video_id)), clip.clip_id, reasons, asked)
         if clip.clip_id in scores:
@@ -327,22 +339,15 @@ def _crop_tile(subject: Subject, box: tuple[int, int]) -> Tile:
 
 def _sample_row(sample: _Sample, frames: _Frames) -> Tile:
     """Frame with masks, caption and scores, references."""
-    colours = {
-        subject["subject_id"]: SUBJECT_COLOURS[number % len(SUBJECT_COLOURS)]
-        for number, subject in enumerate(sample.subjects)
-    }
-    masks = {subject["subject_id"]: _mask_at(subject, sample.time) for subject in sample.subjects}
+    masks = [_mask_at(subject.row, sample.time) for subject in sample.subjects]
     frame = frames.tile(sample.clip.clip_id)
     if sample.clip.clip_id in frames.images:
-        seen = [subject for subject in sample.subjects if masks[subject["subject_id"]] is not None]
-        shown = [(masks[subject["subject_id"]], colours[subject["subject_id"]], subject["word"]) for subject in seen]
-        frame = _with_masks(frame, [(mask, colour) for mask, colour, _ in shown if mask is not None], opacity=0.4)
-        _label(frame, [(mask, colour, word) for mask, colour, word in shown if mask is not None])
-    groups = [
-        _references(subject, sample.references[subject["subject_id"]], colours[subject["subject_id"]], masks)
-        for subject in sample.subjects
-    ]
-    return _row(frame, _sample_about(sample), _below(groups, gap=GAP))
+        pairs = zip(sample.subjects, masks, strict=True)
+        shown = [(mask, subject.colour, subject.row["word"]) for subject, mask in pairs if mask is not None]
+        frame = _with_masks(frame, [(mask, colour) for mask, colour, _ in shown], opacity=0.3)
+        _label(frame, shown)
+    groups = [_references(subject, seen=mask is not None) for subject, mask in zip(sample.subjects, masks, strict=True)]
+    return _row(frame, _sample_about(sample), _flow(groups, DETAILS, CELL_GAP, line_gap=GAP))
 
 
 def _sample_about(sample: _Sample) -> Tile:
@@ -360,14 +365,20 @@ def _sample_about(sample: _Sample) -> Tile:
     return _below(tiles, gap=CELL_GAP)
 
 
-def _references(subject: Row, references: Sequence[Row], colour: Colour, masks: Mapping[str, Mask | None]) -> Tile:
-    """The subject's word, and under it its accepted references."""
-    face = f", face {subject['face']:.2f}" if subject["face"] > 0 else ""
-    unseen = ", not in the frame shown" if masks[subject["subject_id"]] is None else ""
-    name = _pill(subject["word"], colour, most=DETAILS // 3)
-    facts = _text(f"area {subject['area']:.2f}{face}{unseen}", DETAILS // 2, colour=QUIET)
-    cells = [_reference(reference, colour) for reference in references]
-    return _below([_flow([name, facts], DETAILS, CELL_GAP), _flow(cells, DETAILS, CELL_GAP)], gap=4)
+def _references(subject: _Accepted, *, seen: bool) -> Tile:
+    """The subject's word, and under it its accepted references: as wide as half the column, or all of it."""
+    row = subject.row
+    cells = CELLS if len(subject.references) > CELLS // 2 else CELLS // 2
+    width = cells * CELL + (cells - 1) * CELL_GAP
+    name = _pill(row["word"], subject.colour, most=CELL)
+    facts = [f"area {row['area']:.2f}"]
+    if row["face"] > 0:
+        facts.append(f"face {row['face']:.2f}")
+    if not seen:
+        facts.append("not in the frame shown")
+    told = _text(", ".join(facts), width - name.width - CELL_GAP, colour=QUIET)
+    pictures = [_reference(reference, subject.colour) for reference in subject.references]
+    return _below([_beside([name, told], gap=CELL_GAP), _flow(pictures, width, CELL_GAP)], gap=4)
 
 
 def _reference(reference: Row, colour: Colour) -> Tile:
@@ -430,20 +441,20 @@ def _page(header: Tile, rows: Iterable[Tile]) -> Tile:
     return page
 
 
-def _read_frames(workspace: Workspace, wanted: Iterable[tuple[Clip, float]]) -> _Frames:
+def _read_frames(wanted: Iterable[tuple[Clip, Source | None, float]]) -> _Frames:
     """The frame of each clip at a time in seconds, video by video, so that a remote one is fetched once."""
-    by_video: dict[str, list[tuple[Clip, float]]] = defaultdict(list)
-    for clip, time in wanted:
-        by_video[clip.video_id].append((clip, time))
-    sources = _sources(workspace, [clip for pairs in by_video.values() for clip, _ in pairs])
+    by_video: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for clip, source, time in wanted:
+        if source is not None:
+            by_video[source.uri].append((clip.clip_id, time))
     frames = _Frames({}, {})
-    for video_id, pairs in by_video.items():
+    for uri, moments in by_video.items():
         try:
-            with local_copy(sources[video_id].uri) as path:
-                for clip, time in pairs:
-                    frames.images[clip.clip_id] = read_keyframes(path, [time], 0.0, max(PICTURE))[0].image
+            with local_copy(uri) as path:
+                for clip_id, time in moments:
+                    frames.images[clip_id] = read_keyframes(path, [time], 0.0, max(PICTURE))[0].image
         except Exception as error:  # noqa: BLE001 - each store and decoder has errors of its own; the rest is still drawn
-            frames.errors.update(dict.fromkeys([clip.clip_id for clip, _ in pairs], type(error).__name__))
+            frames.errors.update(dict.fromkeys([clip_id for clip_id, _ in moments], type(error).__name__))
     return frames
 
 
@@ -541,7 +552,7 @@ def _thumbnail(png: bytes, side: int, colour: Colour) -> Tile:
 def _squared(picture: Tile, side: int, colour: Colour) -> Tile:
     """The picture in the middle of a square with a border."""
     tile = PILImage.new("RGB", (side, side), colour)
-    tile.paste((242, 243, 245), (BORDER, BORDER, side - BORDER, side - BORDER))
+    tile.paste(PALE, (BORDER, BORDER, side - BORDER, side - BORDER))
     tile.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     return tile
 
@@ -563,6 +574,7 @@ def _fit(image: Image, box: tuple[int, int]) -> Tile:
 def _row(picture: Tile, about: Tile, details: Tile) -> Tile:
     height = max(picture.height, about.height, details.height)
     row = PILImage.new("RGB", (PAGE - 2 * MARGIN, height), WHITE)
+    row.paste(PALE, (0, 0, PICTURE[0], picture.height))
     row.paste(picture, ((PICTURE[0] - picture.width) // 2, 0))
     row.paste(about, (PICTURE[0] + GAP, 0))
     row.paste(details, (PICTURE[0] + ABOUT + 2 * GAP, 0))
@@ -635,18 +647,8 @@ def _text(
 
 def _wrapped(text: str, font: Font, width: int, most: int) -> list[str]:
     """Lines of at most ``width`` pixels, at least one and at most ``most``."""
-    limit = most * LETTERS_A_LINE
-    shown = _printable(text[:limit])
-    lines, line = [], ""
-    for word in shown.split():
-        for part in _parts(word, font, width):
-            longer = f"{line} {part}" if line else part
-            if font.getlength(longer) <= width:
-                line = longer
-            else:
-                lines.append(line)
-                line = part
-    lines.append(line)
+    limit = most * width // THINNEST
+    lines = list(islice(_lines(_printable(text[:limit]).split(), font, width), most + 1)) or [""]
     if len(lines) > most or len(text) > limit:
         lines = lines[:most]
         while lines[-1] and font.getlength(lines[-1] + "…") > width:
@@ -655,13 +657,26 @@ def _wrapped(text: str, font: Font, width: int, most: int) -> list[str]:
     return lines
 
 
+def _lines(words: Iterable[str], font: Font, width: int) -> Iterator[str]:
+    line = ""
+    for word in words:
+        for part in _parts(word, font, width):
+            longer = f"{line} {part}" if line else part
+            if line and font.getlength(longer) > width:
+                yield line
+                longer = part
+            line = longer
+    if line:
+        yield line
+
+
 def _parts(word: str, font: Font, width: int) -> Iterator[str]:
     """The word, cut where it is wider than a line: languages without spaces, and what is no language."""
-    while font.getlength(word) > width and len(word) > 1:
-        fitting = next((end for end in range(len(word) - 1, 1, -1) if font.getlength(word[:end]) <= width), 1)
-        yield word[:fitting]
-        word = word[fitting:]
-    yield word
+    while word:
+        # Never a part without a letter, however narrow the line.
+        end = max(1, bisect_right(range(1, len(word) + 1), width, key=lambda count: ceil(font.getlength(word[:count]))))
+        yield word[:end]
+        word = word[end:]
 
 
 def _printable(text: str) -> str:
@@ -671,7 +686,7 @@ def _printable(text: str) -> str:
 
 def _font(text: str, size: int) -> Font:
     """The first font that has all the letters; if none has, the one that lacks fewest."""
-    letters = sorted(set(_printable(text[: 10 * LETTERS_A_LINE])))
+    letters = sorted(set(_printable(text[:PAGE])))
     return _sized(min(_installed(), key=lambda name: sum(not _has(name, letter) for letter in letters)), size)
 
 

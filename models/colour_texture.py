@@ -19,10 +19,17 @@ Values = npt.NDArray[np.float32]
 class ColourTexture:
     """An embedder that tells things apart by their colours, and says nothing about what they are.
 
-    MEASURED
+    Cosines measured on 145 masks, as GrabCut cut them, of 26 subjects of real clips (5th percentile, median, 95th):
+    same clip, another moment .76, .95, .99; same person and clothes, another clip .71, .90, .99; scaled to .4 to .9,
+    brightened or dimmed by up to a third and mirrored .75, .94, .98; different subjects .06, .37, .71. At .85, 77 % of
+    the same and 0.2 % of the different pairs pass, at .75 91 % and 3 %. Two frames an eighth of a second apart, in the
+    same mask, come to .96 to 1. It goes by clothes, not by persons, and hardly tells black from grey: two men so
+    dressed come to .75.
     """
 
     class Config(BackendConfig):
+        """Options of ``backend: colour_texture``."""
+
         backend: Literal["colour_texture"] = "colour_texture"
         size: int = Field(default=96, ge=16)
         """Subjects are scaled to ``size ** 2`` pixels inside the mask, so that distance does not change the texture."""
@@ -46,7 +53,9 @@ class ColourTexture:
         import cv2
 
         if not mask.any():
-            return np.eye(1, LENGTH, dtype=np.float32)[0]
+            nothing: Vector = np.zeros(LENGTH, dtype=np.float32)
+            nothing[0] = 1
+            return nothing
         image, inside = _scaled_crop(image, mask, self.config.size)
         lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
         grey = np.ascontiguousarray(lab[..., 0])
@@ -81,13 +90,19 @@ def colour_histogram(lab: Values, inside: Mask) -> Values:
 
 
 def lightness_histogram(grey: Values, inside: Mask) -> Values:
-    """Hellinger histogram of lightness, 12 soft bins, with half of the difference between mean and mid-grey taken off."""
+    """Hellinger histogram of lightness, 12 soft bins.
+
+    Half of the difference between the mean and mid-grey is taken off: a dimmed subject stays near, and black and white
+    ones stay apart.
+    """
     bins = 12
     values = grey[inside]
     position = np.clip((values - 0.5 * (values.mean() - 50)) / 100 * (bins - 1), 0, bins - 1.001)
     low = position.astype(np.int64)
     part = position - low
-    counts = np.bincount(low, weights=1 - part, minlength=bins) + np.bincount(low + 1, weights=part, minlength=bins)
+    counts = np.zeros(bins)
+    counts += np.bincount(low, weights=1 - part, minlength=bins)
+    counts += np.bincount(low + 1, weights=part, minlength=bins)
     return _centred(counts)
 
 
@@ -186,17 +201,14 @@ def _unit(vector: Values) -> Vector:
     return vector if length == 0 else (vector / length).astype(np.float32)
 
 
-TEXTURE_MEAN = np.array(
-    # fmt: off
+TEXTURE_MEAN: Values = np.concatenate(
     [
-        .526, .344, .326, .441, .362, .167, .118, .129, .067, .284,
-        .303, .270, .242, .252, .288, .288, .241, .236, .263, .566,
-        .414, .336, .330, .440, .400, .215, .159, .170, .086, .346,
-        .332, .304, .278, .285, .311, .306, .266, .263, .291, .423,
-    ],
-    # fmt: on
-    dtype=np.float32,
-)
+        [0.526, 0.344, 0.326, 0.441, 0.362, 0.167, 0.118, 0.129, 0.067, 0.284],
+        [0.303, 0.270, 0.242, 0.252, 0.288, 0.288, 0.241, 0.236, 0.263, 0.566],
+        [0.414, 0.336, 0.330, 0.440, 0.400, 0.215, 0.159, 0.170, 0.086, 0.346],
+        [0.332, 0.304, 0.278, 0.285, 0.311, 0.306, 0.266, 0.263, 0.291, 0.423],
+    ]
+).astype(np.float32)
 """Mean of the texture histograms of real subjects, before centring: 40 numbers."""
 
 TEXTURE_SPREAD = 0.38

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ class GrabCut:
     """
 
     class Config(BackendConfig):
+        """Options of ``backend: grabcut``."""
+
         backend: Literal["grabcut"] = "grabcut"
         side: int = Field(default=320, ge=32)
         """Longer side, in pixels, at which the colours are cut."""
@@ -127,7 +129,8 @@ def outline_contrast(image: Image, mask: Mask) -> float:
     def mean(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         total = cv2.boxFilter(weight, -1, (7, 7), normalize=False)[..., None]
         colour: npt.NDArray[np.float32] = cv2.boxFilter(lab * weight[..., None], -1, (7, 7), normalize=False)
-        return (colour / np.maximum(total, 1e-3))[outline]
+        means: npt.NDArray[np.float32] = (colour / np.maximum(total, 1e-3))[outline]
+        return means
 
     distance = np.linalg.norm(mean(inside) - mean(1 - inside), axis=-1)
     return float(np.minimum(distance / 20, 1).mean())
@@ -196,7 +199,7 @@ def fill_holes(mask: Mask, share: float = 0.02) -> Mask:
     """The mask without enclosed holes smaller than ``share`` of its area; larger ones (a crooked arm) stay open."""
     import cv2
 
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
     height, width = mask.shape
     enclosed = (
         (stats[:, cv2.CC_STAT_LEFT] > 0)
@@ -249,6 +252,8 @@ def _resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
 def _iou_of_boxes(box: tuple[int, int, int, int], mask: Mask) -> float:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     other: Box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-    overlap = max(0, min(box[2], other[2]) - max(box[0], other[0])) * max(0, min(box[3], other[3]) - max(box[1], other[1]))
+    overlap = max(0, min(box[2], other[2]) - max(box[0], other[0])) * max(
+        0, min(box[3], other[3]) - max(box[1], other[1])
+    )
     union = (box[2] - box[0]) * (box[3] - box[1]) + (other[2] - other[0]) * (other[3] - other[1]) - overlap
     return float(overlap / union)

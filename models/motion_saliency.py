@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,8 @@ class MotionSaliency:
     """
 
     class Config(BackendConfig):
+        """Options of ``backend: motion_saliency``."""
+
         backend: Literal["motion_saliency"] = "motion_saliency"
         side: int = Field(default=320, ge=64)
         """Longer side, in pixels, at which everything is computed."""
@@ -116,7 +118,8 @@ def residual_motion(image: Image, neighbour: Image) -> Map:
         return np.zeros((height, width), dtype=np.float32)
     padding = (0, max(0, FLOW_SMALLEST - height), 0, max(0, FLOW_SMALLEST - width), cv2.BORDER_REPLICATE)
     grey, later = (cv2.cvtColor(cv2.copyMakeBorder(x, *padding), cv2.COLOR_RGB2GRAY) for x in (image, neighbour))
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(grey, later, None)[:height, :width]
+    dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    flow = dis.calc(grey, later, None)[:height, :width]
     grey = grey[:height, :width]
 
     y, x = (grid.ravel() for grid in np.mgrid[0:height:8, 0:width:8])
@@ -162,7 +165,8 @@ def border_contrast(image: Image, clusters: int) -> Map:
             continue
         spread = np.sqrt(((members - centres[k]) ** 2).sum(axis=1).mean())
         away = np.linalg.norm(lab - centres[k], axis=-1) - 0.5 * spread
-        distance = np.minimum(distance, np.maximum(away, 0) * (1.5 if len(members) < 0.08 * len(samples) else 1.0))
+        rare = 1.5 if len(members) < 0.08 * len(samples) else 1.0
+        distance = np.minimum(distance, (np.maximum(away, 0) * rare).astype(np.float32))
     return distance
 
 
@@ -244,7 +248,7 @@ def without_bars(image: Image) -> tuple[slice, slice]:
     return spans[0], spans[1]
 
 
-def _blur(values: Map, sigma: float) -> Map:
+def _blur(values: npt.NDArray[np.floating], sigma: float) -> Map:
     import cv2
 
     blurred: Map = cv2.GaussianBlur(values.astype(np.float32), (0, 0), sigma)

@@ -27,17 +27,17 @@ from models.protocols import (
 from models.vocabulary import category_of
 from stages.config import Section
 from stages.measure import (
-    aligned_iou,
     area,
     border_contact,
     box_of,
     brightness,
+    centred,
     encode_rle,
     fragments,
     mask_iou,
     perceptual_hash,
-    sharpness,
     straightness,
+    subject_sharpness,
 )
 from stages.picture import encode_png
 from stages.records import Subject, SubjectFrame
@@ -46,9 +46,6 @@ from stages.view import ClipView
 
 CLASS_FREE = "subject"
 """The word of detectors that find things without naming them."""
-
-_LINES = 256
-"""Height at which a subject's sharpness is measured; part of the column's definition."""
 
 
 class DescribeConfig(Section):
@@ -81,6 +78,8 @@ class _Sighting:
     overlap: float
     border: float
     sharpness: float
+    shape: Mask
+    """Its mask, `stages.measure.centred`."""
 
     @property
     def mask(self) -> Mask:
@@ -240,10 +239,10 @@ def _owners(candidates: Sequence[Candidate], faces: Sequence[Face], min_coverage
     people = [index for index, candidate in enumerate(candidates) if category_of(candidate.detection.word) == "person"]
     # Largest last, so that it replaces smaller ones of the same person.
     for face in sorted(faces, key=lambda face: (_face_area(face), face.score)):
-        covered = [(_coverage_of_face(candidates[index].mask, face), -index) for index in people]
-        share, owner = max(covered, default=(0.0, 0))
-        if covered and share >= min_coverage:
-            owners[-owner] = face
+        shares = {index: _coverage_of_face(candidates[index].mask, face) for index in people}
+        owner = max(shares, key=lambda index: shares[index], default=None)
+        if owner is not None and shares[owner] >= min_coverage:
+            owners[owner] = face
     return owners
 
 
@@ -287,7 +286,6 @@ def _sight(
 ) -> _Sighting:
     candidate = candidates[keyframe][index]
     image = view.keyframes[keyframe].image
-    x0, y0, x1, y1 = box_of(candidate.mask)
     others = (other.mask for place, other in enumerate(candidates[keyframe]) if place != index)
     return _Sighting(
         keyframe=keyframe,
@@ -298,7 +296,8 @@ def _sight(
         area=area(candidate.mask),
         overlap=max((mask_iou(candidate.mask, other) for other in others), default=0.0),
         border=border_contact(candidate.mask),
-        sharpness=sharpness(image[y0:y1, x0:x1], _LINES, candidate.mask[y0:y1, x0:x1]),
+        sharpness=subject_sharpness(image, candidate.mask),
+        shape=centred(candidate.mask),
     )
 
 
@@ -354,7 +353,7 @@ def _frontality(face: Face) -> float:
 def _difference(a: _Sighting, b: _Sighting) -> float:
     """How much a second frame adds to a first one: another look, another pose, another moment."""
     look = min(1.0, 1 - float(a.candidate.appearance @ b.candidate.appearance))
-    pose = 1 - aligned_iou(a.mask, b.mask)
+    pose = 1 - mask_iou(a.shape, b.shape)
     # Saturates: two seconds are as good as ten.
     moment = min(1.0, abs(a.time - b.time) / 2)
     return look + pose + 0.25 * moment
@@ -452,7 +451,7 @@ def _stability(sightings: Sequence[_Sighting]) -> float:
     """Median aligned IoU of one sighting's mask and the next one's; 0 for a single sighting."""
     if len(sightings) < 2:
         return 0.0
-    return float(np.median([aligned_iou(a.mask, b.mask) for a, b in pairwise(sightings)]))
+    return float(np.median([mask_iou(a.shape, b.shape) for a, b in pairwise(sightings)]))
 
 
 def _unit_mean(vectors: Sequence[Vector]) -> list[float]:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow as pa
@@ -175,26 +176,25 @@ def _input_video(file: _File, manifest: _Notes, listings: _Listings) -> InputVid
 
 def _expand(item: str, listings: _Listings) -> Iterator[tuple[_File, _Notes | None]]:
     """The files behind one input, with what a manifest says about them."""
+    wanted = MANIFEST_EXTENSIONS if _extension(item) in MANIFEST_EXTENSIONS else VIDEO_EXTENSIONS
     path = local_path(item)
-    if _extension(item.split("::", 1)[0]) in MANIFEST_EXTENSIONS and not glob.has_magic(item):
-        yield from _manifest(item if path is None else _absolute(path), listings)
-    else:
-        yield from ((file, None) for file in (_expand_remote(item) if path is None else _expand_local(path)))
+    for file in _expand_remote(item, wanted) if path is None else _expand_local(path, wanted):
+        if wanted is MANIFEST_EXTENSIONS:
+            yield from _manifest(file.uri, listings)
+        else:
+            yield file, None
 
 
-def _expand_local(path: Path) -> Iterator[_File]:
+def _expand_local(path: Path, wanted: frozenset[str]) -> Iterator[_File]:
     name = _absolute(path)
     if Path(name).is_dir():
-        names: Iterable[str] = _walk(name)
+        names: Iterable[str] = _walk(name, wanted)
     elif Path(name).exists():
         names = [name]
     elif glob.has_magic(name):
-        matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob knows no absolute patterns
-        inside = (file for match in matches if Path(match).is_dir() for file in _walk(match))
-        names = {
-            *(match for match in matches if _extension(match) in VIDEO_EXTENSIONS and Path(match).is_file()),
-            *inside,
-        }
+        matches = glob.glob(name, recursive=True)  # noqa: PTH207 - Path.glob knows no absolute patterns
+        inside = {file for match in matches if Path(match).is_dir() for file in _walk(match, wanted)}
+        names = sorted(inside.union(m for m in matches if _extension(m) in wanted and Path(m).is_file()))
     else:
         raise InputError(f"input does not exist: {path}")
     for file in names:
@@ -203,30 +203,25 @@ def _expand_local(path: Path) -> Iterator[_File]:
         yield entry
 
 
-def _expand_remote(uri: str) -> Iterator[_File]:
+def _expand_remote(uri: str, wanted: frozenset[str]) -> Iterator[_File]:
     filesystem, path = _filesystem(uri)
     try:
         if _over_http(uri) or (filesystem.exists(path) and not filesystem.isdir(path)):
-            entries = {path: filesystem.info(path)}
-        elif filesystem.isdir(path):
-            entries = filesystem.find(path, detail=True)
-        elif glob.has_magic(path):
-            entries = filesystem.glob(path, detail=True)
-        else:
+            yield _remote_file(uri, filesystem.info(path))
+            return
+        if not filesystem.isdir(path) and not glob.has_magic(path):
             raise FileNotFoundError(uri)
+        entries = filesystem.find(path, detail=True) if filesystem.isdir(path) else filesystem.glob(path, detail=True)
     except OSError as error:
         raise InputError(f"input does not exist or cannot be read: {uri} ({error})") from error
-    for name, info in entries.items():
-        if info.get("type") == "directory":
-            continue
-        below = PurePosixPath(name.removeprefix(path)).parts
-        if name == path or (_extension(name) in VIDEO_EXTENSIONS and not any(part.startswith(".") for part in below)):
-            address = uri if name == path else "::".join([filesystem.unstrip_protocol(name), *uri.split("::")[1:]])
-            yield _File(address, int(info.get("size") or 0), _version(info))
+    for name, info in sorted(entries.items()):
+        hidden = any(part.startswith(".") for part in PurePosixPath(name.removeprefix(path)).parts)
+        if info.get("type") != "directory" and _extension(name) in wanted and not hidden:
+            yield _remote_file("::".join([filesystem.unstrip_protocol(name), *_split(uri)[1]]), info)
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """Videos in a folder and all below. Links to folders are followed, but no folder is entered twice."""
+def _walk(folder: str, wanted: frozenset[str]) -> Iterator[str]:
+    """Files in a folder and all below. Links to folders are followed, but no folder is entered twice."""
     seen = set()
     folders, links = [folder], list[str]()
     while folders or links:
@@ -247,7 +242,7 @@ def _walk(folder: str) -> Iterator[str]:
                 folders.append(entry.path)
             elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112 - false, not an error, for a loop
                 links.append(entry.path)
-            elif _extension(entry.name) in VIDEO_EXTENSIONS and os.path.isfile(entry.path):  # noqa: PTH113
+            elif _extension(entry.name) in wanted and os.path.isfile(entry.path):  # noqa: PTH113
                 yield entry.path
 
 
@@ -261,6 +256,11 @@ def _local_file(path: str) -> _File | None:
     return _File(_local_uri(path), state.st_size, str(state.st_mtime_ns))
 
 
+def _remote_file(uri: str, info: Mapping[str, Any]) -> _File:
+    version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key) is not None), "")
+    return _File(uri, int(info.get("size") or 0), version)
+
+
 def _local_uri(path: str) -> str:
     """The path itself, unless its bytes are no text: tables hold UTF-8 only."""
     try:
@@ -272,24 +272,21 @@ def _local_uri(path: str) -> str:
 
 def _manifest(manifest: str, listings: _Listings) -> Iterator[tuple[_File, _Notes]]:
     """Its rows as files; ``manifest`` is an absolute path or a URI."""
-    folder, _, _ = manifest.split("::", 1)[0].rpartition("/")
-    chain = manifest.split("::")[1:] if local_path(manifest) is None else []
+    address, chain = _split(manifest)
     try:
-        with fsspec.open(manifest, "rb") if local_path(manifest) is None else Path(manifest).open("rb") as file:
+        here = local_path(manifest)
+        with fsspec.open(manifest, "rb") if here is None else here.open("rb") as file:
             for number, row in _rows(file, manifest):
-                where = f"{manifest}, row {number}"
                 uri = row.get("uri")
                 if not isinstance(uri, str) or not uri.strip():
-                    raise InputError(f"{where}: no uri")
+                    raise InputError(f"{manifest}, row {number}: no uri")
                 uri = uri.strip()
                 path = local_path(uri)
-                if path is None or path.is_absolute():
-                    address = uri if path is None else _absolute(path)
-                elif local_path(manifest) is not None:
-                    address = _absolute(Path(folder) / path)
-                else:
-                    address = "::".join([f"{folder}/{uri}", *chain])
-                yield listings.file(address), _Notes.of(row)
+                if path is not None and here is not None:
+                    uri = _absolute(here.parent / path.expanduser())
+                elif path is not None and not path.is_absolute():
+                    uri = "::".join([f"{address.rpartition('/')[0]}/{uri}", *chain])
+                yield listings.file(uri), _Notes.of(row)
     except OSError as error:
         raise InputError(f"manifest cannot be read: {manifest} ({error})") from error
 
@@ -298,7 +295,7 @@ def _rows(file: BinaryIO, manifest: str) -> Iterator[tuple[int, Mapping[str, Any
     """Numbered rows of a manifest: lines of text, rows of Parquet, from 1 on."""
     number = 0
     try:
-        match _extension(manifest.split("::", 1)[0]):
+        match _extension(manifest):
             case ".jsonl":
                 for number, line in enumerate(file, 1):
                     if line.strip():
@@ -342,7 +339,7 @@ class _Listings:
         if (path := local_path(uri)) is not None:
             return _local_file(str(path)) or _File(_local_uri(str(path)), _MISSING, "")
         info = self._info(uri)
-        return _File(uri, _MISSING, "") if info is None else _File(uri, int(info.get("size") or 0), _version(info))
+        return _File(uri, _MISSING, "") if info is None else _remote_file(uri, info)
 
     def beside(self, uri: str, extension: str) -> bytes | None:
         """The start of the file with another extension beside this one, if there is such a file."""
@@ -352,7 +349,7 @@ class _Listings:
                 return None
             with sidecar.open("rb") as file:
                 return file.read(_SIDECAR_BYTES)
-        address, *chain = uri.split("::")
+        address, chain = _split(uri)
         sidecar_uri = "::".join([address.removesuffix(PurePosixPath(address).suffix) + extension, *chain])
         if _over_http(uri) or self._info(sidecar_uri) is None:
             return None
@@ -361,20 +358,19 @@ class _Listings:
 
     def _info(self, uri: str) -> Mapping[str, Any] | None:
         filesystem, path = _filesystem(uri)
+        parent, _, name = path.rpartition("/")
+        folder = "::".join([_split(uri)[0].rpartition("/")[0], *_split(uri)[1]])
         try:
             if _over_http(uri):  # A web server lists nothing.
                 return cast(Mapping[str, Any], filesystem.info(path))
-            folder = uri.split("::", 1)[0].rpartition("/")[0] + uri.removeprefix(uri.split("::", 1)[0])
             if folder not in self._folders:
-                entries = filesystem.ls(path.rpartition("/")[0], detail=True)
+                entries = filesystem.ls(parent, detail=True)
                 self._folders[folder] = {PurePosixPath(entry["name"]).name: entry for entry in entries}
         except FileNotFoundError:
-            if _over_http(uri):
-                return None
-            self._folders[folder] = {}
+            self._folders.setdefault(folder, {})
         except OSError as error:
             raise InputError(f"cannot be looked up: {uri} ({error})") from error
-        return self._folders[folder].get(PurePosixPath(path).name)
+        return self._folders[folder].get(name)
 
 
 def _sidecar(uri: str, listings: _Listings) -> _Notes:
@@ -397,8 +393,17 @@ def _text(value: object) -> str | None:
     return value.encode(errors="replace").decode().strip() or None
 
 
-def _extension(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
+def _split(uri: str) -> tuple[str, list[str]]:
+    """The address itself and what fsspec is to open on the way to it (``zip://a.mp4`` and ``s3://bucket/b.zip``)."""
+    if local_path(uri) is not None:
+        return uri, []
+    address, *chain = uri.split("::")
+    return address, chain
+
+
+def _extension(uri: str) -> str:
+    """In lower case, with its dot."""
+    return PurePosixPath(urlsplit(uri).path if _over_http(uri) else _split(uri)[0]).suffix.lower()
 
 
 def _absolute(path: Path) -> str:
@@ -415,7 +420,3 @@ def _filesystem(uri: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise InputError(f"{uri}: {error}") from error
     return filesystem, str(path)
-
-
-def _version(info: Mapping[str, Any]) -> str:
-    return next((str(info[key]) for key in _VERSION_KEYS if info.get(key) is not None), "")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import shutil
 import struct
 import subprocess
@@ -23,8 +24,7 @@ from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import av
 import av.error
@@ -142,13 +142,14 @@ class _Video:
 
 
 def probe(path: Path) -> Probe:
-    """Look into a file: demuxes all of it, decodes one frame.
+    """Look into a file: demuxes all of it, decodes one frame and turns that into RGB.
 
     Raises `UnreadableVideo` for whatever is not a video of which at least one frame decodes, ``OSError`` where the file
     cannot be read.
     """
     with _opened(path) as video:
         rotation, (width, height), origin = video.orientation.turns * 90, video.size, video.origin
+        _picture(VideoReformatter(), next(video.frames)[1], video.orientation, (16, 16), _FAST)
     with _demuxer(path) as (container, stream):
         clock = _clock(stream)
         frames, first, last, gap = 0, math.inf, -math.inf, 0.0
@@ -307,15 +308,16 @@ def local_path(uri: str) -> Path | None:
     if uri.startswith("/") or "://" not in uri:
         return Path(uri)
     if urlsplit(uri).scheme == "file":
-        return Path(url2pathname(uri.split("://", 1)[1].removeprefix("localhost")))
+        return Path(os.fsdecode(unquote_to_bytes(uri.split("://", 1)[1].removeprefix("localhost"))))
     return None
 
 
 @contextmanager
 def _demuxer(path: Path, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file and choose its video stream."""
-    if path.stat().st_size == 0:
-        raise UnreadableVideo("the file is empty")
+    with path.open("rb") as file:  # Tells what the system forbids from what the content makes libav say.
+        if not file.read(1):
+            raise UnreadableVideo("the file is empty")
     try:
         container = av.open(f"file:{path.absolute()}", "r", options=dict(_OPTIONS), metadata_errors="ignore")
     except av.error.ArgumentError as error:
@@ -324,9 +326,7 @@ def _demuxer(path: Path, threads: int = 1) -> Iterator[tuple[InputContainer, Vid
         ) from error
     except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise UnreadableVideo("not a video, or one whose index (moov) is missing or damaged") from error
-    except (av.error.FFmpegError, UnicodeError) as error:
-        if isinstance(error, OSError) and not isinstance(error, ValueError):
-            raise
+    except av.error.FFmpegError as error:
         raise UnreadableVideo(f"cannot be opened: {error}") from error
     with container:
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -362,7 +362,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Pack
         for packet in container.demux(stream):
             if packet.size:
                 yield packet
-    except av.error.FFmpegError:
+    except (av.error.FFmpegError, IndexError):  # PyAV trips over streams that turn up in the middle of damaged files.
         return
 
 
@@ -473,7 +473,12 @@ def _picture(
 ) -> Image:
     """A frame as RGB of the given displayed size, ``(height, width, 3)``."""
     width, height = orientation.size(*size)
-    rgb = reformatter.reformat(frame, width=width, height=height, format="rgb24", interpolation=how, threads=1)
+    try:
+        rgb = reformatter.reformat(frame, width=width, height=height, format="rgb24", interpolation=how, threads=1)
+    except av.error.FFmpegError as error:  # Such as ICtCp, which swscale does not know.
+        raise UnreadableVideo(
+            f"no way to RGB from {frame.format.name} with colour matrix {frame.colorspace}"
+        ) from error
     return orientation.apply(cast(Image, rgb.to_ndarray()))
 
 

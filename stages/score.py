@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from models.protocols import TextRegion, TextSpotter
+from models.protocols import Keyframe, TextRegion, TextSpotter
 from stages.config import Section
 from stages.measure import brightness, letterbox_share, motion_magnitude, perceptual_hash, sharpness, static_share
 from stages.records import Score
@@ -62,8 +62,7 @@ class ScoreStage:
     def _motion(self, view: ClipView) -> float:
         motions = []
         for keyframe in view.keyframes:
-            interval_s = _interval(keyframe.time, self._config.neighbour_s, view.source.fps)
-            # Nothing to be seen in a frame and itself; slow videos have such pairs.
+            interval_s = _interval(keyframe, self._config.neighbour_s, view.source.fps)
             if interval_s > 0:
                 motions.append(motion_magnitude(keyframe.image, keyframe.neighbour, interval_s))
         return float(np.mean(motions)) if motions else 0.0
@@ -98,12 +97,15 @@ def _line_height(region: TextRegion) -> float:
     return float(min(sides[0] + sides[2], sides[1] + sides[3]) / 2)
 
 
-def _interval(time: float, neighbour_s: float, fps: float) -> float:
-    """Seconds between the frames shown at ``time`` and ``neighbour_s`` later: a whole number of frames.
+def _interval(keyframe: Keyframe, neighbour_s: float, fps: float) -> float:
+    """Seconds between the frames shown at the keyframe's time and ``neighbour_s`` later; 0 if they are one frame.
 
-    At 30 frames a second, 1/24 s later is the next frame or the one after it, depending on where ``time`` falls.
+    A whole number of frames: at 30 frames a second, 1/24 s later is the next one or the one after it, depending on
+    where the time falls. Slower videos show the same frame or the next one.
     """
-    first, second = (math.floor((instant + _CLOCK_S) * fps) for instant in (time, time + neighbour_s))
+    if neighbour_s * fps < 1:
+        return 0.0 if np.array_equal(keyframe.image, keyframe.neighbour) else 1 / fps
+    first, second = (math.floor((instant + _CLOCK_S) * fps) for instant in (keyframe.time, keyframe.time + neighbour_s))
     return (second - first) / fps
 
 

@@ -19,7 +19,7 @@ DUPLICATE_IOU = 0.8
 _MEMORY = 2
 """Keyframes back that a track may have been seen last: one missing in between is bridged."""
 
-_COST_LIMIT = 0.62
+_COST_LIMIT = 0.55
 """Pairs that cost more are different subjects. See `_cost`."""
 
 

@@ -46,7 +46,7 @@ def clips() -> list[dict[str, str]]:
 def numbered(number: int) -> np.ndarray:
     """A picture of eight bars that are the bits of its number."""
     bits = [255 * (number >> bit & 1) for bit in range(8)]
-    return np.repeat(np.tile(np.repeat(np.uint8(bits), 16), (64, 1))[..., None], 3, axis=2)
+    return np.repeat(np.tile(np.repeat(np.array(bits, np.uint8), 16), (64, 1))[..., None], 3, axis=2)
 
 
 def number_of(image: np.ndarray) -> int:
@@ -96,7 +96,7 @@ NUMBERED: dict[str, Callable[[Path], Path]] = {
     "edit-list.mp4": lambda path: write_numbered(path, [time - 1 for time in CONSTANT]),  # Hides the first second.
     "late.ts": lambda path: write_numbered(path, [time + 10 for time in CONSTANT]),
     "one-seek-point.ts": lambda path: write_numbered(path, CONSTANT, g="200"),
-    "open-gop.ts": lambda path: write_numbered(path, CONSTANT, **{"x264-params": "open-gop=1:bframes=3:keyint=30"}),
+    "open-gop.ts": lambda path: write_numbered(path, CONSTANT, x264opts="open-gop=1:bframes=3:keyint=30"),
     "b-frames.avi": lambda path: write_numbered(path, CONSTANT, codec="mpeg4", clock=30, bf="2"),
     "windows.asf": lambda path: write_numbered(path, CONSTANT, codec="wmv2", clock=30),
     "flash.flv": lambda path: write_numbered(path, CONSTANT, clock=1000),
@@ -341,7 +341,7 @@ class TestOrientation:
 
 
 class TestKeyframes:
-    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_are_the_frames_on_display(self, file: Numbered, data: st.DataObject) -> None:
         end = file.times[-1] + 0.5
@@ -361,14 +361,14 @@ class TestKeyframes:
     def test_of_real_clips_equal_a_full_decode(self, name: str) -> None:
         with av.open(str(CLIPS / name), metadata_errors="ignore") as container:
             frames = [
-                (frame.time, frame.reformat(160, 120, "rgb24", interpolation="AREA").to_ndarray().astype(int))
+                (frame.time, frame.reformat(80, 60, "rgb24", interpolation="AREA").to_ndarray().astype(int))
                 for frame in container.decode(video=0)
             ]
         starts = [time - frames[0][0] for time, _ in frames]
         for asked in (starts[-1] * 0.31, starts[-1] * 0.77, starts[-1] + 5):
             (keyframe,) = read_keyframes(CLIPS / name, [asked], 0.1, 9999)
             image = av.VideoFrame.from_ndarray(keyframe.image, format="rgb24")
-            seen = image.reformat(160, 120, interpolation="AREA").to_ndarray()
+            seen = image.reformat(80, 60, interpolation="AREA").to_ndarray()
             difference = [np.abs(seen - picture).mean() for _, picture in frames]
             shown = bisect.bisect_right(starts, asked + 0.001) - 1
             assert difference[shown] <= min(difference) + 0.05
@@ -533,7 +533,7 @@ class TestEncode:
         (tmp_path / "tmp").mkdir()
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
         with pytest.raises(TimeoutError, match="killed"):
-            encode(plain.path, timeout_s=0.5)
+            encode(plain.path, timeout_s=1.5)
         assert list((tmp_path / "tmp").iterdir()) == []
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / "pid").read_text()), 0)
