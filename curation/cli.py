@@ -38,11 +38,11 @@ def _is_users(error: Exception) -> bool:
     """Whether an error is something that the user can mend, and its message says how."""
     from curation.config import ConfigError
     from curation.workspace import WorkspaceError
-    from models.registry import MissingWeights
+    from models.registry import MissingWeightsError
     from stages.ingest import InputError
 
-    kinds: tuple[type[Exception], ...] = (ConfigError, WorkspaceError, MissingWeights, InputError, UsageError)
-    return isinstance(error, kinds) or type(error).__name__ == "NotEnoughResources"
+    kinds: tuple[type[Exception], ...] = (ConfigError, WorkspaceError, MissingWeightsError, InputError, UsageError)
+    return isinstance(error, kinds) or type(error).__name__ == "NotEnoughResourcesError"
 
 
 class UsageError(ValueError):
@@ -100,7 +100,9 @@ def _run(options: argparse.Namespace, steps: Sequence[str]) -> int:
     failed = sum(report.failed for report in reports)
     if failed > options.max_failed * items:
         show_failures(workspace, console)
-        console.print(f"{failed} of {items} items failed, more than --max-failed {options.max_failed:g} allows", style="red")
+        console.print(
+            f"{failed} of {items} items failed, more than --max-failed {options.max_failed:g} allows", style="red"
+        )
         return TOO_MANY_FAILURES
     return DONE
 
@@ -193,8 +195,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--workspace", default="workspace", metavar="W", help="folder or URI of tables and shards")
 
     def add_config(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--config", default=None, metavar="FILE", help="YAML file; without one configs/embedded.yaml")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, such as split.max_s=6")
+        command.add_argument(
+            "--config", default=None, metavar="FILE", help="YAML file; without one configs/embedded.yaml"
+        )
+        command.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="changes to the config, such as split.max_s=6"
+        )
 
     def add_run(command: argparse.ArgumentParser) -> None:
         command.add_argument(
@@ -207,7 +213,11 @@ def _parser() -> argparse.ArgumentParser:
         add_config(command)
         command.add_argument("--retry-failed", action="store_true", help="try again what failed before")
         command.add_argument(
-            "--max-failed", type=float, default=0.1, metavar="SHARE", help="exit with 1 if more than this share of the items failed"
+            "--max-failed",
+            type=float,
+            default=0.1,
+            metavar="SHARE",
+            help="exit with 1 if more than this share of the items failed",
         )
 
     steps = ["ingest", "split", "annotate", "select", "references", "encode", "pack"]
@@ -219,10 +229,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_run(curate)
     curate.add_argument("--until", choices=steps, default="pack", help="stop after this step")
-    run = add("run", _run_step, "Run a single step on what the tables hold.", "s2v run references --workspace workspace")
+    run = add(
+        "run", _run_step, "Run a single step on what the tables hold.", "s2v run references --workspace workspace"
+    )
     run.add_argument("step", choices=steps)
     add_run(run)
-    stats = add("stats", _stats, "Show the funnel: what went in, what is left, and why.", "s2v stats --workspace workspace")
+    stats = add(
+        "stats", _stats, "Show the funnel: what went in, what is left, and why.", "s2v stats --workspace workspace"
+    )
     add_workspace(stats)
     failures = add("failures", _failures, "List what could not be done, and why.", "s2v failures --workspace workspace")
     add_workspace(failures)
@@ -235,7 +249,12 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--what-if", nargs="+", default=[], metavar="name=value", help="thresholds to try")
     add_workspace(select)
     add_config(select)
-    show = add("show", _show, "Show a row of any table by its id, with what it was made from up to the video.", "s2v show 3f2a9c01d4e5b678")
+    show = add(
+        "show",
+        _show,
+        "Show a row of any table by its id, and what it was made from.",
+        "s2v show 3f2a9c01d4e5b678",
+    )
     show.add_argument("id", help="id of a source, video, clip, subject, reference or failure")
     add_workspace(show)
     sheet = add(
@@ -248,7 +267,9 @@ def _parser() -> argparse.ArgumentParser:
     sheet.add_argument("--rejected", metavar="REASON", help="draw what was dropped for this reason instead")
     sheet.add_argument("--most", type=int, default=24, metavar="N", help="rows at most")
     add_workspace(sheet)
-    demo = add("demo", _demo, "Build the demo videos from photographs that ship with scikit-image.", "s2v demo demo-videos")
+    demo = add(
+        "demo", _demo, "Build the demo videos from photographs that ship with scikit-image.", "s2v demo demo-videos"
+    )
     demo.add_argument("folder", type=Path, help="where to put them")
     return parser
 

@@ -115,7 +115,9 @@ class Watchdog:
     def __enter__(self) -> None:
         self._timer.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._timer.cancel()
 
     def _bark(self) -> None:
@@ -146,7 +148,9 @@ class Guard:
         todo = [number for number, item in enumerate(items) if item.trouble is None]
         for start in range(0, len(todo), size):
             numbers = todo[start : start + size]
-            for number, item in zip(numbers, self._through([items[number] for number in numbers], attempts), strict=True):
+            for number, item in zip(
+                numbers, self._through([items[number] for number in numbers], attempts), strict=True
+            ):
                 items[number] = item
         attempts.forget()
         return replace(unit, items=items)

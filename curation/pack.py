@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.config import Config, fingerprint
+from curation.config import fingerprint
 from curation.guard import Item, Stage
 from curation.steps import (
     REFERENCE_NUMBERS,
@@ -113,7 +113,9 @@ class Pack(Step):
         return [
             shard
             for split in ("train", "val")
-            for shard in self._cut(split, [sample for sample in samples if (sample.key in val) == (split == "val")], encodings)
+            for shard in self._cut(
+                split, [sample for sample in samples if (sample.key in val) == (split == "val")], encodings
+            )
         ]
 
     def plan(self) -> list[Item]:
@@ -190,7 +192,10 @@ class Pack(Step):
         return [row for row in self._rows(record, columns) if row[record.key] in kept]
 
     def _clips(self, encodings: dict[str, str]) -> Iterator[tuple[Any, Any, Any, Any]]:
-        sources = {source.video_id: {name: getattr(source, name) for name in type(source).schema().names} for source in videos_of(self.workspace)}
+        sources = {
+            source.video_id: {name: getattr(source, name) for name in type(source).schema().names}
+            for source in videos_of(self.workspace)
+        }
         scores = {row["clip_id"]: row for row in self._rows(Score)}
         annotations = {row["clip_id"]: row for row in self._rows(Annotation)}
         for clip in self._passing(Clip, None, "clip"):
@@ -206,7 +211,9 @@ class Pack(Step):
             yield ShardSpec(
                 name=f"{split}-{number:06d}",
                 split=split,
-                fingerprint=fingerprint(REVISION["pack"], [sample.fingerprint(encodings[sample.key]) for sample in chosen]),
+                fingerprint=fingerprint(
+                    REVISION["pack"], [sample.fingerprint(encodings[sample.key]) for sample in chosen]
+                ),
                 samples=[
                     PlannedSample(
                         sample,

@@ -26,7 +26,7 @@ RETRIES_PER_UNIT = 40
 """Ray's own cap on retries of a unit whose worker died. The guard gives up on the culprit long before."""
 
 
-class NotEnoughResources(RuntimeError):
+class NotEnoughResourcesError(RuntimeError):
     """A step's stages together ask for more than the cluster has: Ray would wait for ever."""
 
 
@@ -40,7 +40,7 @@ class RayExecutor:
         """Results in the order in which units finish.
 
         Raises:
-            NotEnoughResources: before anything starts, if the step can never be placed.
+            NotEnoughResourcesError: before anything starts, if the step can never be placed.
         """
         check_resources(step.name, step.runtime.operators)
         blocks = [{"unit": pickle.dumps(unit)} for unit in units]
@@ -63,6 +63,8 @@ def ray_session(config: Config) -> Iterator[RayExecutor]:
     else:
         store = config.runtime.store_gb
         options |= {"include_dashboard": False, "object_store_memory": int(store * 1e9) if store else None}
+    # Ray's own log goes to its files; what concerns the user comes back as failures.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(**options)
     try:
@@ -76,14 +78,14 @@ def check_resources(step: str, operators: Sequence[OperatorConfig]) -> None:
     """Compare what one worker of each operator needs with what the cluster has.
 
     Raises:
-        NotEnoughResources: with both numbers.
+        NotEnoughResourcesError: with both numbers.
     """
     have = ray.cluster_resources()
     for resource, key in (("CPU", "cpus"), ("GPU", "gpus")):
         need = sum(getattr(operator, key) for operator in operators)
         if need > have.get(resource, 0):
             each = " + ".join(f"{getattr(operator, key):g} ({'+'.join(operator.stages)})" for operator in operators)
-            raise NotEnoughResources(
+            raise NotEnoughResourcesError(
                 f"step {step} needs {need:g} {resource}s at once: {each}; the cluster has {have.get(resource, 0):g}. "
                 f"Lower runtime.{step}.operators' {key}, put stages into one operator, or use a larger cluster."
             )

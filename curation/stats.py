@@ -75,8 +75,17 @@ def collect(workspace: Workspace) -> Stats:
     kind_of = {row["reference_id"]: row["kind"] for row in references}
     made = [row for row in verdicts if row["kind"] == "reference" and row["id"] in kind_of]
     return Stats(
-        levels=[inputs, clips, with_subjects, _level("subjects", verdicts, "subject"), _level("references", made, "reference")],
-        kinds=[_level(kind, [row for row in made if kind_of[row["id"]] == kind], "reference") for kind in sorted(set(kind_of.values()))],
+        levels=[
+            inputs,
+            clips,
+            with_subjects,
+            _level("subjects", verdicts, "subject"),
+            _level("references", made, "reference"),
+        ],
+        kinds=[
+            _level(kind, [row for row in made if kind_of[row["id"]] == kind], "reference")
+            for kind in sorted(set(kind_of.values()))
+        ],
         samples=manifest.get("samples", {}),
         hours={
             "read": sum(row["duration_s"] for row in videos.values()) / 3600,
@@ -103,14 +112,17 @@ def show(stats: Stats, workspace: Workspace, console: Console) -> None:
         total = sum(shard["bytes"] for shard in stats.shards)
         console.print(
             f"{sum(stats.samples.values())} samples ({stats.samples['train']} train, {stats.samples['val']} val), "
-            f"{_length(stats.hours['in samples'])} of {_length(stats.hours['read'])} read, {total / 1e6:.1f} MB in {len(stats.shards)} shards:"
+            f"{_length(stats.hours['in samples'])} of {_length(stats.hours['read'])} read, "
+            f"{total / 1e6:.1f} MB in {len(stats.shards)} shards:"
         )
         for shard in stats.shards:
             console.print(f"  {workspace.path('shards', shard['file'])}  {shard['samples']} samples", soft_wrap=True)
     for text in stats.stand_ins:
         console.print(f"stand-in: {text}", style="yellow")
     if stats.failures:
-        console.print(f"{stats.failures} failures: `s2v failures --workspace {workspace.uri}`", style="red", soft_wrap=True)
+        console.print(
+            f"{stats.failures} failures: `s2v failures --workspace {workspace.uri}`", style="red", soft_wrap=True
+        )
 
 
 def show_failures(workspace: Workspace, console: Console) -> None:

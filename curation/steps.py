@@ -32,7 +32,7 @@ from stages.pair import ReferenceSpec, plan_references
 from stages.records import Annotation, Clip, Encoding, Record, Reference, Score, Source, Subject, Verdict
 from stages.score import ScoreStage
 from stages.select import clip_reasons, decide
-from stages.split import Span, SplitStage, spans
+from stages.split import SplitStage, spans
 from stages.synthesise import SynthesiseStage
 
 REVISION = {"ingest": 1, "split": 1, "score": 1, "annotate": 1, "references": 1, "encode": 1, "pack": 1}
@@ -84,10 +84,10 @@ class Step(ABC):
     def rows(self, value: Any) -> Sequence[Record]:
         """What a finished item adds to the tables."""
 
-    def clean(self) -> None:
+    def clean(self) -> None:  # noqa: B027 - most steps have something to clean, none must
         """Delete rows that are stale, and rows that a killed run committed without their ledger row."""
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027 - as above
         """What is left to do once every item is through."""
 
     def model(self, task: str) -> Any:
@@ -236,7 +236,11 @@ class Annotate(Step):
         self.workspace.delete(
             Score,
             "clip_id",
-            [row["clip_id"] for row in scores if row["fingerprint"] != self.score_fingerprint or row["clip_id"] not in wanted],
+            [
+                row["clip_id"]
+                for row in scores
+                if row["fingerprint"] != self.score_fingerprint or row["clip_id"] not in wanted
+            ],
         )
         annotations = self.workspace.read(Annotation, ["clip_id", "fingerprint"]).to_pylist()
         fresh = {row["clip_id"] for row in annotations if wanted.get(row["clip_id"]) == row["fingerprint"]}
@@ -252,7 +256,14 @@ class Annotate(Step):
             if clip.clip_id in annotated or (score is not None and not self.passes(score)):
                 continue
             work = ClipWork(clip, source, self.score_fingerprint, self.annotation_fingerprint(source), score=score)
-            items.append(Item(clip.clip_id, f"{source.uri} @ {clip.start_s:.2f}-{clip.end_s:.2f} s", clip.end_s - clip.start_s, work))
+            items.append(
+                Item(
+                    clip.clip_id,
+                    f"{source.uri} @ {clip.start_s:.2f}-{clip.end_s:.2f} s",
+                    clip.end_s - clip.start_s,
+                    work,
+                )
+            )
         return items
 
     def passes(self, score: Score) -> bool:
@@ -296,7 +307,9 @@ class References(Step):
         """Per kind, hash of all that its pictures depend on besides their subjects."""
         verify = self.model_fingerprint("faces", "embedder")
         copied = fingerprint("references", REVISION["references"])
-        painted = fingerprint(copied, self.config.references.inpainted.prompt, self.model_fingerprint("inpainter"), verify)
+        painted = fingerprint(
+            copied, self.config.references.inpainted.prompt, self.model_fingerprint("inpainter"), verify
+        )
         return {"original": copied, "other_frame": copied, "cross_clip": copied, "inpainted": painted}
 
     @cached_property
@@ -325,7 +338,12 @@ class References(Step):
             if spec.reference_id not in known:
                 todo[spec.target_id].append(spec)
         return [
-            Item(target, f"subject {target}", float(len(specs)), SubjectReferences(specs, version, _rows_of(specs, where)))
+            Item(
+                target,
+                f"subject {target}",
+                float(len(specs)),
+                SubjectReferences(specs, version, _rows_of(specs, where)),
+            )
             for target, specs in sorted(todo.items())
         ]
 
@@ -367,20 +385,29 @@ class Encode(Step):
     @cached_property
     def fingerprint(self) -> str:
         pack = self.config.pack
-        return fingerprint("encode", REVISION["encode"], [pack.width, pack.height, pack.fit, pack.fps, pack.crf, pack.preset])
+        return fingerprint(
+            "encode", REVISION["encode"], [pack.width, pack.height, pack.fit, pack.fps, pack.crf, pack.preset]
+        )
 
     def clean(self) -> None:
         """Delete encodings of another configuration, and of clips that are gone."""
         clips = set(self.workspace.column(Clip, "clip_id"))
         rows = self.workspace.read(Encoding, ["clip_id", "fingerprint"]).to_pylist()
-        stale = [row["clip_id"] for row in rows if row["fingerprint"] != self.fingerprint or row["clip_id"] not in clips]
+        stale = [
+            row["clip_id"] for row in rows if row["fingerprint"] != self.fingerprint or row["clip_id"] not in clips
+        ]
         self.workspace.delete(Encoding, "clip_id", stale)
 
     def plan(self) -> list[Item]:
         known = set(self.workspace.column(Encoding, "clip_id"))
         wanted = clips_with_references(self.workspace)
         return [
-            Item(clip.clip_id, f"{source.uri} @ {clip.start_s:.2f}-{clip.end_s:.2f} s", clip.end_s - clip.start_s, (clip, source))
+            Item(
+                clip.clip_id,
+                f"{source.uri} @ {clip.start_s:.2f}-{clip.end_s:.2f} s",
+                clip.end_s - clip.start_s,
+                (clip, source),
+            )
             for clip, source in clips_of(self.workspace)
             if clip.clip_id in wanted and clip.clip_id not in known
         ]

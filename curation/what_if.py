@@ -24,7 +24,9 @@ def show_what_if(workspace: Workspace, config: Config, changed: SelectConfig, co
         table.add_row(name, str(now[name]), str(then[name]), f"{then[name] - now[name]:+d}")
     for name in sorted(set(now) | set(then)):
         if name not in ("clips", "subjects", "references", "samples", "unseen") and now[name] != then[name]:
-            table.add_row(f"  dropped as {name}", str(now[name]), str(then[name]), f"{then[name] - now[name]:+d}", style="dim")
+            table.add_row(
+                f"  dropped as {name}", str(now[name]), str(then[name]), f"{then[name] - now[name]:+d}", style="dim"
+            )
     console.print(table)
     if then["unseen"]:
         console.print(
@@ -37,9 +39,15 @@ def _outcome(workspace: Workspace, select: SelectConfig) -> Counter[str]:
     references = workspace.read(Reference, REFERENCE_NUMBERS).to_pylist()
     subjects = workspace.read(Subject, SUBJECT_NUMBERS).to_pylist()
     verdicts = decide(
-        workspace.read(Clip, ["clip_id", "dropped"]).to_pylist(), workspace.read(Score).to_pylist(), subjects, references, select
+        workspace.read(Clip, ["clip_id", "dropped"]).to_pylist(),
+        workspace.read(Score).to_pylist(),
+        subjects,
+        references,
+        select,
     )
-    return _count(verdicts, {row["subject_id"]: row["clip_id"] for row in subjects}, set(workspace.column(Annotation, "clip_id")))
+    return _count(
+        verdicts, {row["subject_id"]: row["clip_id"] for row in subjects}, set(workspace.column(Annotation, "clip_id"))
+    )
 
 
 def _count(verdicts: list[Verdict], clip_of: dict[str, str], annotated: set[str]) -> Counter[str]:

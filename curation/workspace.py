@@ -122,7 +122,9 @@ class Workspace:
         before = dataset.count_rows()
         wanted = sorted(set(values))
         for start in range(0, len(wanted), ROWS_PER_DELETE):
-            quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in wanted[start : start + ROWS_PER_DELETE])
+            quoted = ", ".join(
+                "'" + value.replace("'", "''") + "'" for value in wanted[start : start + ROWS_PER_DELETE]
+            )
             dataset.delete(f"{column} IN ({quoted})")
         return int(before - dataset.count_rows())
 

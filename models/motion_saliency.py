@@ -181,9 +181,11 @@ def centre_prior(height: int, width: int) -> Map:
 
 def combine(image: Image, motion: Map, contrast: Map, centre: Map) -> Map:
     """Evidence for the subject from both maps, then from the colours that they agree on."""
-    contrast = contrast * centre
+    contrast = (contrast * centre).astype(np.float32)
     contrast = np.clip(contrast / max(float(np.percentile(contrast, 98)), 20.0), 0, 1)
-    motion = motion * (0.4 + 0.6 * np.sqrt(centre))  # what moves at the edge is often the edge, or a logo
+    motion = (motion * (0.4 + 0.6 * np.sqrt(centre))).astype(
+        np.float32
+    )  # what moves at the edge is often the edge, or a logo
     peak = float(np.percentile(motion, 99.5))
     trust = min(peak / 0.4, 1.0)
     moving = np.clip(motion / max(peak, 0.2), 0, 1)

@@ -19,6 +19,8 @@ class PySceneDetect:
     class Config(BackendConfig):
         """Options of ``backend: pyscenedetect``."""
 
+        packages = ("scenedetect",)
+
         backend: Literal["pyscenedetect"] = "pyscenedetect"
         """Name of this backend."""
         method: Literal["adaptive", "content"] = "adaptive"

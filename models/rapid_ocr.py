@@ -28,6 +28,8 @@ class RapidOCR:
     class Config(BackendConfig):
         """Options of ``backend: rapidocr``."""
 
+        packages = ("rapidocr",)
+
         backend: Literal["rapidocr"] = "rapidocr"
         """Name of this backend."""
         min_score: float = Field(0.6, ge=0, le=1)

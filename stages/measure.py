@@ -280,14 +280,14 @@ def motion_magnitude(image: Image, neighbour: Image, interval_s: float) -> float
 def picture_difference(a: Image, b: Image) -> float:
     """How unlike two pictures are as pictures (pose, layout, background), whatever they show; [0, 1].
 
-    Both are scaled into a square. Mean of two distances over a grid of 8 x 8 cells: the mean distance of the cells' colours in Lab (lightness relative to the picture's own mean, since exposure is no
-    difference), cut off at 60, and one minus the cosine of the cells' histograms of gradient directions. 0 for
-    identical pictures; symmetric.
+    Both are scaled into a square. Mean of two distances over a grid of 8 x 8 cells: the mean distance of the cells'
+    colours in Lab, cut off at 60 (lightness relative to the picture's own mean, since exposure is no difference), and
+    one minus the cosine of the cells' histograms of gradient directions. 0 for identical pictures; symmetric.
 
-    Median (95th percentile) on real clips: JPEG at quality 30 .005 (.01), 30 steps of luma brighter .05 (.06), next
-    frame .005 (.04), an eighth of the clip later .03 (.19), from its start to its end .11 (.30), cropped by 15 % on
-    each side .16 (.27), mirrored .23 (.33); two clips of one person standing in the same room .05 (.07), of two persons
-    there .14 (.19); pictures of different clips .40 (.53), never below .2.
+    Median (95th percentile) on real clips: JPEG at quality 30 .004 (.01), 30 steps of luma brighter .007 (.02), next
+    frame .006 (.05), an eighth of the clip later .035 (.20), its start and its end .12 (.34), cropped by 15 % on each
+    side .20 (.32), mirrored .27 (.39); two clips of one person standing in the same room .05 (.07), of two persons
+    there .16 (.21); pictures of different clips .42 (.54), never below .23.
     """
     first, second = _fitted(a), _fitted(b)
     colours = np.linalg.norm(_lab_grid(first) - _lab_grid(second), axis=2)

@@ -48,7 +48,7 @@ class CrossClipConfig(Section):
 
     count: int = Field(2, ge=0)
     """Most pictures per subject; 0 turns the kind off."""
-    rules: dict[Literal["person", "animal", "vehicle", "plant", "object"], IdentityRule] = {}
+    rules: dict[Literal["person", "animal", "vehicle", "plant", "object"], IdentityRule] = Field({})
     """One rule per category; categories without one make no pairs."""
 
 
@@ -175,12 +175,12 @@ def _embedding_column(rule: IdentityRule) -> str:
 
 
 def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: npt.NDArray[np.float32] = (vectors / np.maximum(lengths, 1e-9)).astype(np.float32)
+    return unit
 
 
-def _spec(
-    kind: str, target: Row, source: Row, frame: int, seed: int, fingerprints: Mapping[str, str]
-) -> ReferenceSpec:
+def _spec(kind: str, target: Row, source: Row, frame: int, seed: int, fingerprints: Mapping[str, str]) -> ReferenceSpec:
     by_face = target["category"] == "person" and target["face_embedding"] is not None
     fingerprint = hashlib.sha256(
         ":".join([fingerprints[kind], target["fingerprint"], source["fingerprint"]]).encode()

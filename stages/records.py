@@ -108,7 +108,7 @@ class Score(Record):
 
     clip_id: str
     motion: float
-    """Mean optical flow in thousandths of the frame's diagonal per frame interval of 1/24 s, after camera and subject alike."""
+    """Mean optical flow, of camera and subjects alike, in thousandths of the frame's diagonal per 1/24 s."""
     brightness: float
     """Mean luma in [0, 255]."""
     sharpness: float
@@ -160,7 +160,7 @@ class SubjectFrame:
     fragments: int
     """Connected parts of the mask that each hold at least 1 % of it."""
     straightness: float
-    """Share of the mask's outline in long horizontal or vertical runs: high where a box, not an object, was cut out; [0, 1]."""
+    """Share of the mask's outline in long horizontal or vertical runs, as where a box was cut out; [0, 1]."""
     brightness: float
     """Mean luma inside the mask; [0, 255]."""
     sharpness: float
@@ -176,7 +176,7 @@ class SubjectFrame:
 
 @dataclass(frozen=True, slots=True)
 class Subject(Record):
-    """One instance of a word, tracked through the clip. Its numbers are those of its best frame unless they say otherwise."""
+    """One instance of a word, tracked through the clip. Its numbers are its best frame's unless they say otherwise."""
 
     table: ClassVar[str] = "subjects"
     key: ClassVar[str] = "subject_id"
@@ -312,8 +312,8 @@ _PRIMITIVES: dict[type, pa.DataType] = {
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
-    names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+def _hints(cls: Any) -> dict[str, Any]:
+    names = {field.name for field in fields(cls)}
     return {name: hint for name, hint in typing.get_type_hints(cls).items() if name in names}
 
 
@@ -345,7 +345,9 @@ def _build(cls: type, row: Mapping[str, Any]) -> Any:
 
 def _plain(record: Any) -> dict[str, Any]:
     return {
-        name: [_plain(item) for item in value] if isinstance(value, list) and value and is_dataclass(value[0]) else value
-        for name in _hints(type(record))
+        name: [_plain(item) for item in value]
+        if isinstance(value, list) and value and is_dataclass(value[0])
+        else value
+        for name in _hints(record.__class__)
         for value in (getattr(record, name),)
     }

@@ -112,7 +112,10 @@ def split_by_identity(clips: Mapping[str, str], pairs: Iterable[tuple[str, str]]
 def _sample(
     clip: Row, source: Row, score: Row, annotation: Row, subjects: Sequence[Row], pictures: Mapping[str, Sequence[Row]]
 ) -> SampleSpec:
-    named = {subject["subject_id"]: _named_pictures(number, pictures[subject["subject_id"]]) for number, subject in enumerate(subjects)}
+    named = {
+        subject["subject_id"]: _named_pictures(number, pictures[subject["subject_id"]])
+        for number, subject in enumerate(subjects)
+    }
     metadata = {
         "clip": _without(clip, "fingerprint", "dropped", "span_id"),
         "source": _without(source, "source_id", "fingerprint", "caption", "caption_source"),

@@ -80,8 +80,9 @@ class ReferenceThresholds(Section):
 
     min_identity: float = Field(0.5, ge=-1, le=1)
     """Least identity similarity to its target."""
-    min_difference: dict[str, float] = {"other_frame": 0.1, "cross_clip": 0.1, "inpainted": 0.1}
-    """Least context difference per kind; kinds that are not named need none."""
+    min_difference: dict[str, float] = Field({"other_frame": 0.1, "cross_clip": 0.1, "inpainted": 0.04})
+    """Least context difference per kind; kinds that are not named need none. An inpainted picture keeps its subject
+    in its place, so its difference is small by nature."""
     min_brightness: float = Field(25, ge=0, le=255)
     """Least mean luma of the subject in the picture."""
     min_sharpness: float = Field(20, ge=0)

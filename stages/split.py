@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +43,9 @@ class SplitConfig(Section):
     @model_validator(mode="after")
     def _ordered(self) -> SplitConfig:
         if self.max_s < 2 * self.min_s:
-            raise ValueError(f"max_s ({self.max_s}) must be at least twice min_s ({self.min_s}), or shots cannot be cut evenly")
+            raise ValueError(
+                f"max_s ({self.max_s}) must be at least twice min_s ({self.min_s}), or shots cannot be cut evenly"
+            )
         if self.span_s < 2 * self.max_s:
             raise ValueError(f"span_s ({self.span_s}) must be at least twice max_s ({self.max_s})")
         return self
@@ -73,7 +76,12 @@ def spans(source: Source, config: SplitConfig) -> list[Span]:
     count = max(1, math.ceil(source.duration_s / config.span_s))
     length = source.duration_s / count
     return [
-        Span(f"{source.video_id}-{number:04d}", source, number * length, (number + 1) * length if number + 1 < count else math.inf)
+        Span(
+            f"{source.video_id}-{number:04d}",
+            source,
+            number * length,
+            (number + 1) * length if number + 1 < count else math.inf,
+        )
         for number in range(count)
     ]
 
@@ -94,7 +102,7 @@ def stretches(transition: Vector, luma: Vector, times: Times, config: SplitConfi
     edges = [0, *(np.flatnonzero(np.diff(cut.astype(np.int8))) + 1).tolist(), frames]
     result: list[Stretch] = []
     shot = 0
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         if start == end:
             continue
         if cut[start]:
@@ -127,7 +135,7 @@ def _clips(first: int, last: int, shot: int, times: Times, config: SplitConfig) 
     count = max(1, math.ceil((seconds - half_frame) / config.max_s))
     wanted = times[first] + seconds * np.arange(1, count) / count
     bounds = [first, *(np.searchsorted(times[first:last], wanted - half_frame) + first).tolist(), last]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         yield Stretch(start, end, shot, None)
 
 
@@ -180,7 +188,7 @@ class SplitStage:
         bounds = [*np.arange(span.start_s, end - 0.5 / span.source.fps, self.config.max_s).tolist(), end]
         return [
             self._clip(span, start, stop, 0, None if stop - start >= self.config.min_s else "too_short")
-            for start, stop in zip(bounds, bounds[1:], strict=False)
+            for start, stop in itertools.pairwise(bounds)
         ]
 
     def _clip(self, span: Span, start_s: float, end_s: float, shot: int, dropped: str | None) -> Clip:

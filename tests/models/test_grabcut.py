@@ -82,7 +82,7 @@ def test_a_box_that_fills_the_image_still_has_a_background(segmenter, scene):
 
 
 def test_the_mask_is_as_fine_as_the_picture(segmenter, scene):
-    image, mask = scene
+    image, _ = scene
     large = cv2.resize(image, (1920, 1080), interpolation=cv2.INTER_CUBIC)
     truth = disc(1080, 1920, (901, 601), 271)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.insight_face import InsightFace
-from models.registry import MissingWeights, build
+from models.registry import MissingWeightsError, build
 
 PEOPLE = {
     "A": ["again", "brother", "help", "no", "student", "yes"],
@@ -88,6 +88,6 @@ def test_prints_nothing(weights, frame, capfd, recwarn):
 
 
 def test_a_missing_pack_is_named_and_not_downloaded(tmp_path):
-    with pytest.raises(MissingWeights, match="tiny"):
+    with pytest.raises(MissingWeightsError, match="tiny"):
         InsightFace(InsightFace.Config(), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -157,7 +157,7 @@ def test_a_batch_equals_one_by_one(detector):
 
     together = detector.detect(clips, words)
     cv2.setRNGSeed(99)  # what ran before must not matter
-    alone = [detector.detect([clip], [word])[0] for clip, word in zip(clips, words, strict=True)][::-1][::-1]
+    alone = [detector.detect([clip], [word])[0] for clip, word in zip(clips, words, strict=True)]
 
     for a, b in zip(sum(together, []), sum(alone, []), strict=True):  # noqa: RUF017
         assert (only(a).word, only(a).box, only(a).score) == (only(b).word, only(b).box, only(b).score)
@@ -169,7 +169,7 @@ def test_a_batch_equals_one_by_one(detector):
     [
         ("koala_echidna.mp4", 40, (0, 125, 1085, 560)),
         ("davis_bear.mp4", 20, (108, 212, 462, 410)),
-        ("mdn_rabbit_vp8.webm", 199, (109, 44, 196, 140)),
+        ("mdn_rabbit_vp8.webm", 199, (112, 45, 195, 139)),
     ],
 )
 def test_real_subjects_are_where_they_are(detector, frame, name, index, box):

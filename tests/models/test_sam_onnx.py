@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from models.protocols import Detection
-from models.registry import MissingWeights, build
+from models.registry import MissingWeightsError, build
 from models.sam_onnx import SamOnnx, _blob
 
 BEAR = Detection("bear", (97, 225, 480, 469), 0.9)
@@ -113,5 +113,5 @@ def test_detections_must_match_the_keyframes(segmenter, blank_keyframe):
 
 
 def test_a_missing_network_is_named(tmp_path):
-    with pytest.raises(MissingWeights, match=r"encoder\.onnx"):
+    with pytest.raises(MissingWeightsError, match=r"encoder\.onnx"):
         build("segmenter", SamOnnx.Config(), tmp_path)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from models.protocols import Keyframe
-from models.registry import MissingWeights, build
+from models.registry import MissingWeightsError, build
 from models.vocabulary import VOCABULARY
 from models.yolox import COCO, Yolox, word_of_class
 
@@ -158,7 +158,7 @@ def test_everything_goes_by_its_vocabulary_name():
 
 
 def test_a_missing_network_is_named(tmp_path):
-    with pytest.raises(MissingWeights, match=r"yolox_nano\.onnx"):
+    with pytest.raises(MissingWeightsError, match=r"yolox_nano\.onnx"):
         build("detector", Yolox.Config(), tmp_path)
 
 
