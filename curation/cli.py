@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from models.errors import UserError
+
 DONE, TOO_MANY_FAILURES, BAD_USAGE = 0, 1, 2
 OVERRIDE = re.compile(r"^[a-z_]+(\.[a-z_0-9]+)+=")
 
@@ -27,25 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was committed is kept: run the same command again to go on", file=sys.stderr)
         return 130
-    except Exception as error:
-        if not _is_users(error):
-            raise
+    except UserError as error:
         print(f"s2v: {error}", file=sys.stderr)
         return BAD_USAGE
 
 
-def _is_users(error: Exception) -> bool:
-    """Whether an error is something that the user can mend, and its message says how."""
-    from curation.config import ConfigError
-    from curation.workspace import WorkspaceError
-    from models.registry import MissingWeightsError
-    from stages.ingest import InputError
-
-    kinds: tuple[type[Exception], ...] = (ConfigError, WorkspaceError, MissingWeightsError, InputError, UsageError)
-    return isinstance(error, kinds) or type(error).__name__ == "NotEnoughResourcesError"
-
-
-class UsageError(ValueError):
+class UsageError(UserError):
     """A command was called in a way that makes no sense."""
 
 
@@ -260,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     sheet = add(
         "sheet",
         _sheet,
-        "Draw a contact sheet: per sample a frame with its masks, the caption, and its references with their two numbers.",
+        "Draw a contact sheet: per sample a frame with its masks, the caption, and its references.",
         "s2v sheet -o sheet.png --rejected blurry",
     )
     sheet.add_argument("-o", "--output", type=Path, default=Path("sheet.png"), metavar="PNG", help="file to write")

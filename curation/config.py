@@ -13,6 +13,7 @@ import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from models import registry
+from models.errors import UserError
 from models.registry import BackendConfig
 from stages.annotate import AnnotateConfig
 from stages.config import Section
@@ -24,7 +25,7 @@ CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIG_FOLDER / "embedded.yaml"
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A config file or an override that cannot be used; the message names the key."""
 
 

@@ -127,7 +127,7 @@ class Watchdog:
 
 @dataclass(frozen=True)
 class Guard:
-    """Runs stages over the items of a unit and turns whatever goes wrong into :class:`Trouble` of the item it befell."""
+    """Runs stages over a unit's items and turns whatever goes wrong into :class:`Trouble` of the item it befell."""
 
     workspace: Workspace
     stages: Sequence[tuple[str, Stage]]

@@ -20,13 +20,14 @@ from curation.guard import Unit
 from curation.operator import Operator, UnitResult
 from curation.steps import Step
 from curation.workspace import Workspace
+from models.errors import UserError
 
 CODE = ("curation", "stages", "models")
 RETRIES_PER_UNIT = 40
 """Ray's own cap on retries of a unit whose worker died. The guard gives up on the culprit long before."""
 
 
-class NotEnoughResourcesError(RuntimeError):
+class NotEnoughResourcesError(UserError, RuntimeError):
     """A step's stages together ask for more than the cluster has: Ray would wait for ever."""
 
 

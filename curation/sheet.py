@@ -6,77 +6,66 @@ its own that is pasted into the next larger one, so no text, however long or odd
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import islice
-from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
-import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image as PILImage
-from PIL import ImageDraw, ImageFont, ImageOps
 
 from curation.pack import read_manifest
-from curation.stats import STAND_INS
+from curation.stats import stand_ins
 from curation.steps import clips_with_references, kept_ids
+from curation.tiles import (
+    ABOUT,
+    AMBER,
+    BORDER,
+    CELL,
+    CELL_GAP,
+    CELLS,
+    DETAILS,
+    GAP,
+    GREY,
+    INK,
+    LARGE,
+    LINE,
+    MARGIN,
+    NORMAL,
+    PAGE,
+    PICTURE,
+    QUIET,
+    RED,
+    SPLIT_COLOURS,
+    SUBJECT_COLOURS,
+    WHITE,
+    Colour,
+    Tile,
+    below,
+    beside,
+    fit,
+    flow,
+    label_subjects,
+    missing_tile,
+    pill,
+    row_tile,
+    squared,
+    text_tile,
+    thumbnail,
+    with_masks,
+)
 from curation.workspace import Workspace
+from models.errors import UserError
 from models.protocols import Image, Mask
 from stages.measure import decode_rle
 from stages.media import local_copy, read_keyframes
-from stages.picture import decode_png, subject_crop
+from stages.picture import subject_crop
 from stages.records import Annotation, Clip, Record, Reference, Score, Source, Subject, Verdict
 from stages.sample import KIND_ORDER
 
 Row = dict[str, Any]
-Tile = PILImage.Image
-Colour = tuple[int, int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 R = TypeVar("R", bound=Record)
-
-PAGE, MARGIN, GAP = 1600, 32, 16
-PICTURE = (432, 300)
-"""Width of the first column, and the most height of a picture in it."""
-ABOUT = 288
-"""Width of the second column."""
-CELL, CELL_GAP, CELLS = 124, 8, 6
-"""Side of a reference, distance to the next, and how many stand side by side in the third column."""
-DETAILS = CELLS * CELL + (CELLS - 1) * CELL_GAP
-BORDER = 3
-
-WHITE, INK, QUIET, LINE, GREY = (255, 255, 255), (28, 30, 34), (110, 114, 122), (222, 224, 228), (205, 207, 210)
-PALE, AMBER, RED = (242, 243, 245), (150, 95, 0), (200, 32, 32)
-SUBJECT_COLOURS: tuple[Colour, ...] = (
-    (31, 105, 225),
-    (222, 92, 0),
-    (24, 140, 52),
-    (190, 36, 140),
-    (116, 72, 208),
-    (0, 138, 152),
-    (164, 118, 0),
-    (120, 70, 40),
-)
-SPLIT_COLOURS: dict[str, Colour] = {"train": (70, 80, 95), "val": (116, 72, 208)}
-
-SMALL, NORMAL, LARGE = 13, 15, 28
-FONTS = (
-    "",
-    "DejaVuSans.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "wqy-zenhei.ttc",
-    "PingFang.ttc",
-    "msyh.ttc",
-    "Arial Unicode.ttf",
-)
-"""Pillow's own font has few letters beyond English; the others are used where installed, for text that it lacks."""
-NO_CHARACTER = "\U0010fffe"
-THINNEST = 2
-"""Width of a letter in pixels. What cannot fit by it is not measured: a megabyte of caption costs what a page does."""
 
 SCORES = ("motion", "sharpness", "brightness", "text_area", "border", "static")
 KEY_SCORES = {"motion": "motion", "sharpness": "sharpness", "brightness": "brightness", "text_area": "text"}
@@ -91,11 +80,11 @@ LEGEND = (
 )
 
 
-class NothingToDraw(ValueError):  # noqa: N818
+class NothingToDrawError(UserError, ValueError):
     """The workspace holds nothing that this sheet would show; the message says what to do."""
 
 
-class UnknownReason(ValueError):  # noqa: N818
+class UnknownReasonError(UserError, ValueError):
     """Nothing was dropped for this reason; the message lists the reasons that occur."""
 
 
@@ -137,8 +126,8 @@ class _Frames:
     def tile(self, clip_id: str) -> Tile:
         """The clip's frame, or a grey tile in its place."""
         if clip_id in self.images:
-            return _fit(self.images[clip_id], PICTURE)
-        return _missing("video not readable", (PICTURE[0], PICTURE[0] * 9 // 16), self.errors.get(clip_id, ""))
+            return fit(self.images[clip_id], PICTURE)
+        return missing_tile("video not readable", (PICTURE[0], PICTURE[0] * 9 // 16), self.errors.get(clip_id, ""))
 
 
 def draw_sheet(workspace: Workspace, output: Path, *, rejected: str | None = None, most: int = 24) -> int:
@@ -152,11 +141,11 @@ def draw_sheet(workspace: Workspace, output: Path, *, rejected: str | None = Non
         most: rows at most; time and memory go with it.
 
     Raises:
-        NothingToDraw: if there are no samples, or nothing was dropped at all.
-        UnknownReason: if nothing was dropped for ``rejected``.
+        NothingToDrawError: if there are no samples, or nothing was dropped at all.
+        UnknownReasonError: if nothing was dropped for ``rejected``.
     """
     if most < 1:
-        raise NothingToDraw(f"a sheet needs at least one row, not {most}")
+        raise NothingToDrawError(f"a sheet needs at least one row, not {most}")
     if rejected is None:
         counts, notes, rows = _samples_sheet(workspace, most)
     else:
@@ -173,7 +162,7 @@ def _samples_sheet(workspace: Workspace, most: int) -> tuple[str, str, list[Tile
     chosen = sorted(passing)[:most]
     samples = _read_samples(workspace, chosen)
     if not samples:
-        raise NothingToDraw(
+        raise NothingToDrawError(
             f"{workspace.uri} has no samples yet: no clip has an accepted reference. "
             f"`s2v stats --workspace {workspace.uri}` tells what was dropped and why."
         )
@@ -266,9 +255,11 @@ def _rejected_sheet(workspace: Workspace, reason: str, most: int) -> tuple[str, 
 def _unknown(workspace: Workspace, reason: str, dropped: Iterable[Row]) -> ValueError:
     counts = Counter(name for row in dropped for name in row["reasons"])
     if not counts:
-        return NothingToDraw(f"nothing was dropped in {workspace.uri} (or nothing was decided yet: `s2v run select`)")
+        return NothingToDrawError(
+            f"nothing was dropped in {workspace.uri}, or nothing was decided yet: `s2v run select`"
+        )
     listed = ", ".join(f"{name} {count}" for name, count in counts.most_common())
-    return UnknownReason(f"nothing was dropped for {reason!r}; what was dropped was so for: {listed}")
+    return UnknownReasonError(f"nothing was dropped for {reason!r}; the reasons that occur: {listed}")
 
 
 def _rejected_clips(
@@ -283,8 +274,8 @@ def _rejected_clips(
         if clip.clip_id in scores:
             details = _numbers(scores[clip.clip_id], SCORES)
         else:
-            details = _text("no scores: it was dropped when it was cut", DETAILS, colour=QUIET)
-        yield _row(frames.tile(clip.clip_id), about, details)
+            details = text_tile("no scores: it was dropped when it was cut", DETAILS, colour=QUIET)
+        yield row_tile(frames.tile(clip.clip_id), about, details)
 
 
 def _rejected_subjects(
@@ -294,7 +285,7 @@ def _rejected_subjects(
         where = f"subject of clip {subject.clip_id}"
         about = _rejected_about(f"{subject.word} ({subject.category})", where, subject.subject_id, reasons, asked)
         numbers = {name: getattr(subject, name) for name in SUBJECT_NUMBERS}
-        yield _row(_crop_tile(subject, PICTURE), about, _numbers(numbers, SUBJECT_NUMBERS))
+        yield row_tile(_crop_tile(subject, PICTURE), about, _numbers(numbers, SUBJECT_NUMBERS))
 
 
 def _rejected_references(
@@ -308,24 +299,24 @@ def _rejected_references(
         where = f"for {target.word if target else 'a subject'} {reference.subject_id}"
         about = _rejected_about(reference.kind, where, reference.reference_id, reasons, asked)
         numbers = {name: getattr(reference, name) for name in REFERENCE_NUMBERS}
-        details = _below(
+        details = below(
             [
                 _numbers({**numbers, "identity_by": reference.identity_by}, ("identity_by", *REFERENCE_NUMBERS)),
-                _text(f"method: {reference.method}", DETAILS, colour=QUIET, lines=2),
+                text_tile(f"method: {reference.method}", DETAILS, colour=QUIET, lines=2),
             ],
             gap=GAP,
         )
-        yield _row(_with_target(reference, target), about, details)
+        yield row_tile(_with_target(reference, target), about, details)
 
 
 def _with_target(reference: Reference, target: Subject | None) -> Tile:
     """The dropped picture beside the target's own, since what it lacks shows only in comparison."""
     side = (PICTURE[0] - GAP) // 2
-    tiles = [_below([_text("reference", side, colour=QUIET), _thumbnail(reference.image, side, RED)])]
+    tiles = [below([text_tile("reference", side, colour=QUIET), thumbnail(reference.image, side, RED)])]
     if target is not None:
-        own = _squared(_crop_tile(target, (side - 2 * BORDER, side - 2 * BORDER)), side, GREY)
-        tiles.append(_below([_text("target", side, colour=QUIET), own]))
-    return _beside(tiles, gap=GAP)
+        own = squared(_crop_tile(target, (side - 2 * BORDER, side - 2 * BORDER)), side, GREY)
+        tiles.append(below([text_tile("target", side, colour=QUIET), own]))
+    return beside(tiles, gap=GAP)
 
 
 def _crop_tile(subject: Subject, box: tuple[int, int]) -> Tile:
@@ -333,8 +324,8 @@ def _crop_tile(subject: Subject, box: tuple[int, int]) -> Tile:
     try:
         crop, mask = subject_crop(subject, subject.best)
     except ValueError:
-        return _missing("picture not readable", (min(box), min(box)))
-    return _with_masks(_fit(crop, box), [(mask, RED)], opacity=0)
+        return missing_tile("picture not readable", (min(box), min(box)))
+    return with_masks(fit(crop, box), [(mask, RED)], opacity=0)
 
 
 def _sample_row(sample: _Sample, frames: _Frames) -> Tile:
@@ -344,25 +335,25 @@ def _sample_row(sample: _Sample, frames: _Frames) -> Tile:
     if sample.clip.clip_id in frames.images:
         pairs = zip(sample.subjects, masks, strict=True)
         shown = [(mask, subject.colour, subject.row["word"]) for subject, mask in pairs if mask is not None]
-        frame = _with_masks(frame, [(mask, colour) for mask, colour, _ in shown], opacity=0.3)
-        _label(frame, shown)
+        frame = with_masks(frame, [(mask, colour) for mask, colour, _ in shown], opacity=0.3)
+        label_subjects(frame, shown)
     groups = [_references(subject, seen=mask is not None) for subject, mask in zip(sample.subjects, masks, strict=True)]
-    return _row(frame, _sample_about(sample), _flow(groups, DETAILS, CELL_GAP, line_gap=GAP))
+    return row_tile(frame, _sample_about(sample), flow(groups, DETAILS, CELL_GAP, line_gap=GAP))
 
 
 def _sample_about(sample: _Sample) -> Tile:
-    pills = [_pill(sample.split, SPLIT_COLOURS.get(sample.split, INK))] if sample.split else []
-    identity = _text(sample.clip.clip_id, 160, colour=QUIET)
+    pills = [pill(sample.split, SPLIT_COLOURS.get(sample.split, INK))] if sample.split else []
+    identity = text_tile(sample.clip.clip_id, 160, colour=QUIET)
     tiles = [
-        _flow([*pills, identity], ABOUT, CELL_GAP),
-        _text(_where(sample.clip, sample.source), ABOUT, colour=QUIET),
-        _text(sample.caption, ABOUT, size=NORMAL, lines=8),
+        flow([*pills, identity], ABOUT, CELL_GAP),
+        text_tile(_where(sample.clip, sample.source), ABOUT, colour=QUIET),
+        text_tile(sample.caption, ABOUT, size=NORMAL, lines=8),
     ]
     if sample.score is not None:
         scores = [f"{label} {_number(sample.score[name])}" for name, label in KEY_SCORES.items()]
         half = (ABOUT - CELL_GAP) // 2
-        tiles.append(_flow([_text(score, half, colour=QUIET) for score in scores], ABOUT, CELL_GAP, line_gap=0))
-    return _below(tiles, gap=CELL_GAP)
+        tiles.append(flow([text_tile(score, half, colour=QUIET) for score in scores], ABOUT, CELL_GAP, line_gap=0))
+    return below(tiles, gap=CELL_GAP)
 
 
 def _references(subject: _Accepted, *, seen: bool) -> Tile:
@@ -370,37 +361,37 @@ def _references(subject: _Accepted, *, seen: bool) -> Tile:
     row = subject.row
     cells = CELLS if len(subject.references) > CELLS // 2 else CELLS // 2
     width = cells * CELL + (cells - 1) * CELL_GAP
-    name = _pill(row["word"], subject.colour, most=CELL)
+    name = pill(row["word"], subject.colour, most=CELL)
     facts = [f"area {row['area']:.2f}"]
     if row["face"] > 0:
         facts.append(f"face {row['face']:.2f}")
     if not seen:
         facts.append("not in the frame shown")
-    told = _text(", ".join(facts), width - name.width - CELL_GAP, colour=QUIET)
+    told = text_tile(", ".join(facts), width - name.width - CELL_GAP, colour=QUIET)
     pictures = [_reference(reference, subject.colour) for reference in subject.references]
-    return _below([_beside([name, told], gap=CELL_GAP), _flow(pictures, width, CELL_GAP)], gap=4)
+    return below([beside([name, told], gap=CELL_GAP), flow(pictures, width, CELL_GAP)], gap=4)
 
 
 def _reference(reference: Row, colour: Colour) -> Tile:
-    return _below(
+    return below(
         [
-            _text(reference["kind"], CELL),
-            _thumbnail(reference["image"], CELL, colour),
-            _text(f"id {reference['identity_similarity']:.2f} {reference['identity_by']}", CELL),
-            _text(f"diff {reference['context_difference']:.2f}", CELL, colour=QUIET),
+            text_tile(reference["kind"], CELL),
+            thumbnail(reference["image"], CELL, colour),
+            text_tile(f"id {reference['identity_similarity']:.2f} {reference['identity_by']}", CELL),
+            text_tile(f"diff {reference['context_difference']:.2f}", CELL, colour=QUIET),
         ]
     )
 
 
 def _rejected_about(title: str, where: str, key: str, reasons: Mapping[str, list[str]], asked: str) -> Tile:
     """What was dropped, and every reason; the one that was asked for stands out."""
-    pills = [_pill(reason, RED if reason == asked else QUIET, most=ABOUT) for reason in reasons[key]]
-    return _below(
+    pills = [pill(reason, RED if reason == asked else QUIET, most=ABOUT) for reason in reasons[key]]
+    return below(
         [
-            _text(title, ABOUT, size=NORMAL, lines=2),
-            _text(key, ABOUT, colour=QUIET),
-            _text(where, ABOUT, colour=QUIET, lines=2),
-            _flow(pills, ABOUT, CELL_GAP),
+            text_tile(title, ABOUT, size=NORMAL, lines=2),
+            text_tile(key, ABOUT, colour=QUIET),
+            text_tile(where, ABOUT, colour=QUIET, lines=2),
+            flow(pills, ABOUT, CELL_GAP),
         ],
         gap=CELL_GAP,
     )
@@ -409,33 +400,27 @@ def _rejected_about(title: str, where: str, key: str, reasons: Mapping[str, list
 def _numbers(row: Mapping[str, Any], names: Iterable[str]) -> Tile:
     """Names above values, on the grid of the references."""
     cells = [
-        _below([_text(name.replace("_", " "), CELL, colour=QUIET), _text(_number(row[name]), CELL, size=NORMAL)])
+        below([text_tile(name.replace("_", " "), CELL, colour=QUIET), text_tile(_number(row[name]), CELL, size=NORMAL)])
         for name in names
         if row[name] is not None
     ]
-    return _flow(cells, DETAILS, CELL_GAP)
+    return flow(cells, DETAILS, CELL_GAP)
 
 
 def _header(workspace: Workspace, counts: str, notes: str) -> Tile:
     width = PAGE - 2 * MARGIN
     name = workspace.uri.rstrip("/").rsplit("/", 1)[-1]
-    tiles = [_text(f"{name}: {counts}", width, size=LARGE)]
+    tiles = [text_tile(f"{name}: {counts}", width, size=LARGE)]
     if notes:
-        tiles.append(_text(notes, width, colour=QUIET))
-    if stand_ins := _stand_ins(workspace):
-        tiles.append(_text(f"Stand-ins: {'; '.join(stand_ins)}.", width, colour=AMBER, lines=3))
-    return _below(tiles, gap=CELL_GAP)
-
-
-def _stand_ins(workspace: Workspace) -> list[str]:
-    models = read_manifest(workspace).get("config", {}).get("models", {})
-    names = [model["backend"] for model in models.values() if isinstance(model, dict)]
-    return [STAND_INS[name] for name in names if name in STAND_INS]
+        tiles.append(text_tile(notes, width, colour=QUIET))
+    if stand_in_notes := stand_ins(read_manifest(workspace)):
+        tiles.append(text_tile(f"Stand-ins: {'; '.join(stand_in_notes)}.", width, colour=AMBER, lines=3))
+    return below(tiles, gap=CELL_GAP)
 
 
 def _page(header: Tile, rows: Iterable[Tile]) -> Tile:
     line = PILImage.new("RGB", (PAGE - 2 * MARGIN, 1), LINE)
-    content = _below([header, *(tile for row in rows for tile in (line, row))], gap=GAP)
+    content = below([header, *(tile for row in rows for tile in (line, row))], gap=GAP)
     page = PILImage.new("RGB", (PAGE, content.height + 2 * MARGIN), WHITE)
     page.paste(content, (MARGIN, MARGIN))
     return page
@@ -506,212 +491,6 @@ def _mask_at(subject: Row, time: float) -> Mask | None:
         if abs(frame["time"] - time) < 1e-6:
             return decode_rle(frame["mask"], subject["frame_height"], subject["frame_width"])
     return None
-
-
-def _with_masks(picture: Tile, masks: Iterable[tuple[Mask, Colour]], *, opacity: float) -> Tile:
-    """The picture with tinted and outlined masks, which may be of another resolution."""
-    canvas = np.asarray(picture).copy()
-    for mask, colour in masks:
-        # Pillow's resize averages: a fine mask shrinks without a ragged edge.
-        scaled = PILImage.fromarray(mask.astype(np.uint8) * 255).resize(picture.size, PILImage.Resampling.BILINEAR)
-        inside = np.asarray(scaled) > 127
-        canvas[inside] = np.rint(canvas[inside] * (1 - opacity) + np.array(colour) * opacity).astype(np.uint8)
-        contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        # White under the colour, for a background that has the same.
-        cv2.drawContours(canvas, contours, -1, WHITE, 4, cv2.LINE_AA)
-        cv2.drawContours(canvas, contours, -1, colour, 2, cv2.LINE_AA)
-    return PILImage.fromarray(canvas)
-
-
-def _label(frame: Tile, labels: Iterable[tuple[Mask, Colour, str]]) -> None:
-    """Write each word at the top of its mask, below the words that are there already."""
-    taken: list[tuple[int, int, int, int]] = []
-    for mask, colour, word in labels:
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if not rows.size:
-            continue
-        pill = _pill(word, colour, most=frame.width // 2)
-        x = min(int(columns[0] * frame.width / mask.shape[1]), frame.width - pill.width)
-        y = min(int(rows[0] * frame.height / mask.shape[0]), frame.height - pill.height)
-        for left, top, right, bottom in sorted(taken, key=lambda box: box[1]):
-            if x < right and left < x + pill.width and y < bottom and top < y + pill.height:
-                y = bottom
-        frame.paste(pill, (x, y))
-        taken.append((x, y, x + pill.width, y + pill.height))
-
-
-def _thumbnail(png: bytes, side: int, colour: Colour) -> Tile:
-    inner = side - 2 * BORDER
-    try:
-        picture = _fit(decode_png(png), (inner, inner))
-    except ValueError:
-        picture = _missing("not readable", (inner, inner))
-    return _squared(picture, side, colour)
-
-
-def _squared(picture: Tile, side: int, colour: Colour) -> Tile:
-    """The picture in the middle of a square with a border."""
-    tile = PILImage.new("RGB", (side, side), colour)
-    tile.paste(PALE, (BORDER, BORDER, side - BORDER, side - BORDER))
-    tile.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return tile
-
-
-def _missing(text: str, size: tuple[int, int], detail: str = "") -> Tile:
-    """A grey tile that says what should be here."""
-    tile = PILImage.new("RGB", size, GREY)
-    words = [_text(line, size[0] - 16, colour=INK, fill=GREY, centred=True) for line in (text, detail) if line]
-    told = _below(words, fill=GREY)
-    tile.paste(told, ((size[0] - told.width) // 2, (size[1] - told.height) // 2))
-    return tile
-
-
-def _fit(image: Image, box: tuple[int, int]) -> Tile:
-    """The whole picture as large as the box allows."""
-    return ImageOps.contain(PILImage.fromarray(image), box)
-
-
-def _row(picture: Tile, about: Tile, details: Tile) -> Tile:
-    height = max(picture.height, about.height, details.height)
-    row = PILImage.new("RGB", (PAGE - 2 * MARGIN, height), WHITE)
-    row.paste(PALE, (0, 0, PICTURE[0], picture.height))
-    row.paste(picture, ((PICTURE[0] - picture.width) // 2, 0))
-    row.paste(about, (PICTURE[0] + GAP, 0))
-    row.paste(details, (PICTURE[0] + ABOUT + 2 * GAP, 0))
-    return row
-
-
-def _below(tiles: Sequence[Tile], *, gap: int = 0, fill: Colour = WHITE) -> Tile:
-    """Tiles below one another, at the left."""
-    height = sum(tile.height for tile in tiles) + gap * (len(tiles) - 1)
-    whole = PILImage.new("RGB", (max(tile.width for tile in tiles), height), fill)
-    y = 0
-    for tile in tiles:
-        whole.paste(tile, (0, y))
-        y += tile.height + gap
-    return whole
-
-
-def _beside(tiles: Sequence[Tile], *, gap: int) -> Tile:
-    """Tiles side by side, at the top."""
-    return _flow(tiles, sum(tile.width for tile in tiles) + gap * (len(tiles) - 1), gap)
-
-
-def _flow(tiles: Sequence[Tile], width: int, gap: int, line_gap: int | None = None) -> Tile:
-    """Tiles side by side, in as many lines as the width makes of them."""
-    places: list[tuple[int, int]] = []
-    x = y = bottom = 0
-    for tile in tiles:
-        if x > 0 and x + tile.width > width:
-            x, y = 0, bottom + (gap if line_gap is None else line_gap)
-        places.append((x, y))
-        x, bottom = x + tile.width + gap, max(bottom, y + tile.height)
-    whole = PILImage.new("RGB", (width, bottom), WHITE)
-    for tile, place in zip(tiles, places, strict=True):
-        whole.paste(tile, place)
-    return whole
-
-
-def _pill(text: str, colour: Colour, most: int = ABOUT) -> Tile:
-    """White words on a colour, as wide as they are."""
-    font = _font(text, SMALL)
-    (line,) = _wrapped(text, font, most - 12, 1)
-    words = _text(line, max(1, round(font.getlength(line))), colour=WHITE, fill=colour)
-    tile = PILImage.new("RGB", (words.width + 12, words.height), colour)
-    tile.paste(words, (6, 0))
-    return tile
-
-
-def _text(
-    text: str,
-    width: int,
-    *,
-    size: int = SMALL,
-    colour: Colour = INK,
-    lines: int = 1,
-    fill: Colour = WHITE,
-    centred: bool = False,
-) -> Tile:
-    """Words in at most so many lines of a width; what is more is cut off with an ellipsis."""
-    font = _font(text, size)
-    written = _wrapped(text, font, width, lines)
-    height = round(1.35 * size)
-    tile = PILImage.new("RGB", (width, height * len(written)), fill)
-    draw = ImageDraw.Draw(tile)
-    x, anchor = (width // 2, "ms") if centred else (0, "ls")
-    for number, line in enumerate(written):
-        # Placed by the baseline, which fonts share; their heights differ.
-        draw.text((x, number * height + round(1.02 * size)), line, fill=colour, font=font, anchor=anchor)
-    return tile
-
-
-def _wrapped(text: str, font: Font, width: int, most: int) -> list[str]:
-    """Lines of at most ``width`` pixels, at least one and at most ``most``."""
-    limit = most * width // THINNEST
-    lines = list(islice(_lines(_printable(text[:limit]).split(), font, width), most + 1)) or [""]
-    if len(lines) > most or len(text) > limit:
-        lines = lines[:most]
-        while lines[-1] and font.getlength(lines[-1] + "…") > width:
-            lines[-1] = lines[-1][:-1]
-        lines[-1] += "…"
-    return lines
-
-
-def _lines(words: Iterable[str], font: Font, width: int) -> Iterator[str]:
-    line = ""
-    for word in words:
-        for part in _parts(word, font, width):
-            longer = f"{line} {part}" if line else part
-            if line and font.getlength(longer) > width:
-                yield line
-                longer = part
-            line = longer
-    if line:
-        yield line
-
-
-def _parts(word: str, font: Font, width: int) -> Iterator[str]:
-    """The word, cut where it is wider than a line: languages without spaces, and what is no language."""
-    while word:
-        # Never a part without a letter, however narrow the line.
-        end = max(1, bisect_right(range(1, len(word) + 1), width, key=lambda count: ceil(font.getlength(word[:count]))))
-        yield word[:end]
-        word = word[end:]
-
-
-def _printable(text: str) -> str:
-    # Control characters, line breaks, marks of direction and the like would draw boxes or turn the line around.
-    return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-def _font(text: str, size: int) -> Font:
-    """The first font that has all the letters; if none has, the one that lacks fewest."""
-    letters = sorted(set(_printable(text[:PAGE])))
-    return _sized(min(_installed(), key=lambda name: sum(not _has(name, letter) for letter in letters)), size)
-
-
-@cache
-def _installed() -> tuple[str, ...]:
-    found = []
-    for name in FONTS:
-        try:
-            _sized(name, SMALL)
-        except OSError:
-            continue
-        found.append(name)
-    return tuple(found)
-
-
-@cache
-def _sized(name: str, size: int) -> Font:
-    return ImageFont.truetype(name, size) if name else ImageFont.load_default(size=size)
-
-
-@cache
-def _has(name: str, letter: str) -> bool:
-    """Whether a font has a letter of its own: what it lacks is drawn like a character that does not exist."""
-    font = _sized(name, SMALL)
-    return letter == " " or bytes(font.getmask(letter)) != bytes(font.getmask(NO_CHARACTER))
 
 
 def _number(value: Any) -> str:

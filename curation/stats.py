@@ -94,7 +94,7 @@ def collect(workspace: Workspace) -> Stats:
         shards=manifest.get("shards", []),
         licences=Counter(row["licence"] or "not stated" for row in videos.values()),
         failures=len(failures),
-        stand_ins=_stand_ins(manifest),
+        stand_ins=stand_ins(manifest),
     )
 
 
@@ -166,7 +166,8 @@ def _rows(workspace: Workspace, record: type[Record], *columns: str) -> list[dic
     return rows
 
 
-def _stand_ins(manifest: dict[str, Any]) -> list[str]:
+def stand_ins(manifest: dict[str, Any]) -> list[str]:
+    """What the run that made a manifest did without a network, one line each."""
     models = manifest.get("config", {}).get("models", {})
     names = [entry["backend"] for entry in models.values() if isinstance(entry, dict)]
     return [STAND_INS[name] for name in names if name in STAND_INS]

@@ -24,6 +24,7 @@ import lance
 import pyarrow as pa
 from lance.fragment import FragmentMetadata, write_fragments
 
+from models.errors import UserError
 from stages.records import RECORDS, Failure, Record
 
 R = TypeVar("R", bound=Record)
@@ -31,7 +32,7 @@ R = TypeVar("R", bound=Record)
 ROWS_PER_DELETE = 2000
 
 
-class WorkspaceError(RuntimeError):
+class WorkspaceError(UserError, RuntimeError):
     """The workspace cannot be used: it is missing, of another schema, or another run holds it."""
 
 

@@ -23,8 +23,9 @@ class GrabCut:
     It needs a subject whose colours differ from what surrounds it. The score is the product of two numbers: the
     agreement of what was asked for with what came out (intersection over union of prior and mask, or, without a
     prior, of the box and the mask's own box) and :func:`outline_contrast`, which is low where the mask leaked into
-    the scene up to the end of the unsure belt. On 200 keyframes of real clips, by eye: nearly all clean masks score
-    .5 to .95, nearly all above .65 are clean, and most below .45 have leaked or keep a fragment.
+    the scene up to the end of the unsure belt. On about 150 keyframes of 53 real clips, looked at one by one,
+    most clean masks score .55 to .95 and most below .45 have leaked or keep a fragment. Above .65 what is wrong is
+    rarely the outline: it is a clean cut of the wrong thing, such as a shop sign.
     """
 
     class Config(BackendConfig):

@@ -26,15 +26,16 @@ class Quilting:
 
     Which pixels serve as the exemplar depends on the mask. It is *surroundings* if it holds at least half of the
     image's pixels or of its outermost ones: the subject stays and everything around it is to become another scene, so
-    the exemplar is the masked content itself. All of it is mirrored, zoomed and moved at random, lands as one piece
-    where the old scene was, and is shifted a little in hue and brightness. The shadow of the subject in that piece,
-    and whatever the move uncovers, is quilted: patches of a tenth of the image, chosen at random among those that fit
-    the overlap best, cut in
-    along the seam of least difference (Kwatra et al. 2003). Any other mask is an object to *remove*: the exemplar
-    is the unmasked rest, nothing is mirrored or recoloured, and the patches' colours are bent to meet the border.
+    the exemplar is the masked content itself. The scene is mirrored about the subject or moved sideways, zoomed a
+    little, continued beyond its edges by its mirror image, and shifted slightly in hue and brightness, all at random
+    among the moves that hide the subject's old place best. What remains of that place is quilted: patches of a seventh
+    of the image, chosen at random among those that fit best, cut in along the seam of least difference (Kwatra et al.
+    2003). Any other mask is an object to *remove*: the exemplar is the unmasked rest, nothing is mirrored or
+    recoloured, and the patches' colours are bent to meet the border.
 
     The result is sharp, in the image's own materials, and new in layout only: it invents nothing, ignores the prompt,
-    and repeats structure that it cannot avoid to repeat. The same request gives the same picture.
+    and repeats what it has to. What the mask wrongly counts as surroundings (a missed arm) returns in them, mirrored.
+    The same request gives the same picture. About 0.2 to 0.8 s for 512 by 512.
     """
 
     class Config(BackendConfig):

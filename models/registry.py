@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from models.errors import UserError
+
 BACKENDS: dict[str, dict[str, str]] = {
     "shots": {
         "transnetv2": "models.transnetv2:TransNetV2",
@@ -35,7 +37,7 @@ BACKENDS: dict[str, dict[str, str]] = {
 }
 
 
-class MissingWeightsError(FileNotFoundError):
+class MissingWeightsError(UserError, FileNotFoundError):
     """A weight file that a backend needs is not where the config says."""
 
 

@@ -23,6 +23,7 @@ import fsspec
 import pyarrow as pa
 from pyarrow import parquet
 
+from models.errors import UserError
 from stages.media import local_copy, local_path, probe
 from stages.records import Source
 
@@ -43,7 +44,7 @@ _MISSING = -1
 _VERSION_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
 
 
-class InputError(ValueError):
+class InputError(UserError, ValueError):
     """Nothing can be made of an input; the message names it and says why."""
 
 

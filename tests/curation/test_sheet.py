@@ -21,8 +21,8 @@ from curation.sheet import (
     PICTURE,
     RED,
     SUBJECT_COLOURS,
-    NothingToDraw,
-    UnknownReason,
+    NothingToDrawError,
+    UnknownReasonError,
     draw_sheet,
 )
 from curation.workspace import Workspace
@@ -379,7 +379,7 @@ def test_most_bounds_the_rows(workspace: Workspace, tmp_path: Path) -> None:
     workspace.append([verdict("2", "clip", "dark"), verdict("3", "clip", "dark")])
     assert draw_sheet(workspace, tmp_path / "three.png", rejected="dark") == 4
     assert draw_sheet(workspace, tmp_path / "one.png", rejected="dark", most=2) == 2
-    with pytest.raises(NothingToDraw, match="at least one"):
+    with pytest.raises(NothingToDrawError, match="at least one"):
         draw_sheet(workspace, tmp_path / "none.png", most=0)
 
 
@@ -413,15 +413,15 @@ def test_clip_without_scores_is_shown(workspace: Workspace, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("reason", ["ugly", "dark' OR '1'='1", ""])
 def test_unknown_reason_lists_those_that_occur(reason: str, workspace: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(UnknownReason, match=r"dark 2, text 1, cut_off 1, other_identity 1"):
+    with pytest.raises(UnknownReasonError, match=r"dark 2, text 1, cut_off 1, other_identity 1"):
         draw_sheet(workspace, tmp_path / "sheet.png", rejected=reason)
     assert not (tmp_path / "sheet.png").exists()
 
 
 def test_empty_workspace_has_nothing_to_draw(empty: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(NothingToDraw, match="no samples yet"):
+    with pytest.raises(NothingToDrawError, match="no samples yet"):
         draw_sheet(empty, tmp_path / "sheet.png")
-    with pytest.raises(NothingToDraw, match="nothing was dropped"):
+    with pytest.raises(NothingToDrawError, match="nothing was dropped"):
         draw_sheet(empty, tmp_path / "sheet.png", rejected="dark")
 
 
