@@ -23,9 +23,10 @@ class GrabCut:
     It needs a subject whose colours differ from what surrounds it. The score is the product of two numbers: the
     agreement of what was asked for with what came out (intersection over union of prior and mask, or, without a
     prior, of the box and the mask's own box) and :func:`outline_contrast`, which is low where the mask leaked into
-    the scene up to the end of the unsure belt. On about 150 keyframes of 53 real clips, looked at one by one,
-    most clean masks score .55 to .95 and most below .45 have leaked or keep a fragment. Above .65 what is wrong is
-    rarely the outline: it is a clean cut of the wrong thing, such as a shop sign.
+    the scene up to the end of the unsure belt. Measured on real clips, four
+    keyframes each, sorted by looking at their contact sheets (10th percentile, median, 90th): 12 clips whose masks are
+    mostly clean .56, .73, .85; 13 whose masks mostly leak or keep a fragment .24, .42, .58. A clean cut of the wrong
+    thing, such as a shop sign, scores high.
     """
 
     class Config(BackendConfig):

@@ -37,11 +37,20 @@ class CaptionStage:
 
 
 def template(words: Sequence[str]) -> str:
-    """A plain caption from subject words: ``A video of a dog and a person.``"""
+    """A plain caption from subject words: ``A video of a dog, an owl and scissors.``"""
     if not words:
         return "A video."
-    named = [f"{'an' if word[0] in 'aeiou' else 'a'} {word}" for word in words]
+    named = [_with_article(word) for word in words]
     return f"A video of {' and '.join(filter(None, [', '.join(named[:-1]), named[-1]]))}."
+
+
+def _with_article(word: str) -> str:
+    known = VOCABULARY.get(word)
+    if known is not None and known.plural == word and word.endswith("s"):
+        return word  # Scissors.
+    # By sound: a unicorn, an hourglass.
+    vowel = word.startswith(("hour", "heir")) or (word[0] in "aeiou" and not word.startswith(("uni", "uku", "ufo", "eu")))
+    return f"{'an' if vowel else 'a'} {word}"
 
 
 def _known(words: Sequence[str]) -> list[str]:

@@ -21,6 +21,10 @@ from stages.config import Section
 Row = Mapping[str, Any]
 SIMILARITY_BLOCK = 1024
 """Targets compared at once: bounds the memory of the similarity matrix."""
+DECIMALS = 5
+"""To which cosines are compared. What lies beyond them depends on the block, and would tell equal ones apart."""
+NO_SEED = 0
+"""Of pictures that are made without chance: another seed is no reason to make them anew."""
 
 
 class OtherFrameConfig(Section):
@@ -98,13 +102,13 @@ def plan_references(
     """
     specs = []
     for subject in subjects:
-        specs.append(_spec("original", subject, subject, subject["best"], config.seed, fingerprints))
+        specs.append(_spec("original", subject, subject, subject["best"], NO_SEED, fingerprints))
         for frame in most_different(subject)[: config.other_frame.count]:
-            specs.append(_spec("other_frame", subject, subject, frame, config.seed, fingerprints))
+            specs.append(_spec("other_frame", subject, subject, frame, NO_SEED, fingerprints))
         for number in range(config.inpainted.count):
             specs.append(_spec("inpainted", subject, subject, subject["best"], config.seed + number, fingerprints))
     for target, source in cross_pairs(subjects, videos, config.cross_clip):
-        specs.append(_spec("cross_clip", target, source, source["best"], config.seed, fingerprints))
+        specs.append(_spec("cross_clip", target, source, source["best"], NO_SEED, fingerprints))
     return sorted(specs, key=lambda spec: spec.reference_id)
 
 
@@ -158,7 +162,7 @@ def _compared(
         rule = config.rules[category]  # type: ignore[index]
         vectors = _unit(np.asarray([subject[_embedding_column(rule)] for subject in members], np.float32))
         for start in range(0, len(members), SIMILARITY_BLOCK):
-            block = vectors[start : start + SIMILARITY_BLOCK] @ vectors.T
+            block = np.round(vectors[start : start + SIMILARITY_BLOCK] @ vectors.T, DECIMALS)
             for target, cosines in zip(members[start:], block, strict=False):
                 yield rule, members, target, cosines
 

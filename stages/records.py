@@ -164,7 +164,7 @@ class SubjectFrame:
     brightness: float
     """Mean luma inside the mask; [0, 255]."""
     sharpness: float
-    """Variance of the Laplacian of luma inside the mask, crop scaled to 256 lines."""
+    """Variance of the Laplacian of luma inside the mask, its box scaled to 256 lines."""
     face: float
     """Detector score of the subject's largest face; 0 if none; [0, 1]."""
     face_embedding: list[float] | None

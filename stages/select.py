@@ -5,8 +5,9 @@ No model runs here and nothing is decoded, so thresholds can be tried in a momen
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -191,16 +192,18 @@ def near_duplicates(scores: Sequence[Row], distance: float) -> set[str]:
     """Clips that repeat a sharper clip.
 
     Two clips repeat each other when the hashes of their keyframes, taken in order, differ by at most ``distance``
-    bits on average. Candidates are found by equal bytes of the middle hash: hashes that differ in fewer than 8 bits
-    share at least one of their 8 bytes.
+    bits on average. Candidates are found by equal parts of hashes: of two such clips at least one pair of hashes
+    differs in no more than ``distance`` bits, so of ``distance + 1`` parts of that pair at least one is equal.
     """
+    parts = math.floor(distance) + 1
     order = sorted(scores, key=lambda score: (-score["sharpness"], score["clip_id"]))
     hashes = [np.asarray(score["phashes"], np.int64).view(np.uint64) for score in order]
-    buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+    buckets: dict[tuple[int, int, int], list[int]] = defaultdict(list)
     repeated: set[str] = set()
     for number, score in enumerate(order):
-        middle = int(hashes[number][len(hashes[number]) // 2])
-        keys = [(byte, middle >> 8 * byte & 0xFF) for byte in range(8)]
+        keys = [
+            (place, part, bits) for place, phash in enumerate(hashes[number]) for part, bits in _parts(int(phash), parts)
+        ]
         candidates = {other for key in keys for other in buckets[key]}
         if any(_mean_hamming(hashes[number], hashes[other]) <= distance for other in candidates):
             repeated.add(score["clip_id"])
@@ -208,6 +211,13 @@ def near_duplicates(scores: Sequence[Row], distance: float) -> set[str]:
         for key in keys:
             buckets[key].append(number)
     return repeated
+
+
+def _parts(phash: int, count: int) -> Iterator[tuple[int, int]]:
+    """The 64 bits in ``count`` parts of about one length, each with its number."""
+    for part in range(count):
+        low, high = 64 * part // count, 64 * (part + 1) // count
+        yield part, phash >> low & (1 << high - low) - 1
 
 
 def _mean_hamming(a: np.ndarray, b: np.ndarray) -> float:

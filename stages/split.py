@@ -110,13 +110,14 @@ def stretches(transition: Vector, luma: Vector, times: Times, config: SplitConfi
             continue
         first = start + (config.trim_frames if start > 0 else 0)
         last = end - (config.trim_frames if end < frames else 0)
-        while first < last and luma[first] < config.fade_luma:
-            first += 1
-        while last > first and luma[last - 1] < config.fade_luma:
-            last -= 1
         if first >= last:
-            # Dark from end to end is no fade: the whole shot goes on, and its brightness score speaks for itself.
-            first, last = start, end
+            result.append(Stretch(start, end, shot, "too_short"))
+            shot += 1
+            continue
+        lit = (first + np.flatnonzero(luma[first:last] >= config.fade_luma)).tolist()
+        if lit:
+            # Dark from end to end is no fade: such a shot goes on, and its brightness score speaks for itself.
+            first, last = lit[0], lit[-1] + 1
         if first > start:
             result.append(Stretch(start, first, shot, "transition"))
         result.extend(_clips(first, last, shot, times, config))
@@ -134,9 +135,11 @@ def _clips(first: int, last: int, shot: int, times: Times, config: SplitConfig) 
         return
     count = max(1, math.ceil((seconds - half_frame) / config.max_s))
     wanted = times[first] + seconds * np.arange(1, count) / count
-    bounds = [first, *(np.searchsorted(times[first:last], wanted - half_frame) + first).tolist(), last]
-    for start, end in itertools.pairwise(bounds):
-        yield Stretch(start, end, shot, None)
+    # At a variable rate, one long frame may reach over several of the wanted bounds: they fall together at its end.
+    bounds = {first, *(np.searchsorted(times[first:last], wanted - half_frame) + first).tolist(), last}
+    for start, end in itertools.pairwise(sorted(bounds)):
+        long_enough = times[end] - times[start] >= config.min_s - half_frame
+        yield Stretch(start, end, shot, None if long_enough else "too_short")
 
 
 def clip_id(video_id: str, start_frame: int, end_frame: int) -> str:
@@ -162,10 +165,12 @@ class SplitStage:
             return self._by_stride(span)
         with local_copy(span.source.uri) as path:
             transition, luma, times = self._watch(path, span, self.detector)
-        return [
+        clips = [
             self._clip(span, times[stretch.start], times[stretch.end], stretch.shot, stretch.dropped)
             for stretch in stretches(transition, luma, times, self.config)
         ]
+        # At a variable rate, what is dropped may be shorter than an average frame: it has no range, so no id, of its own.
+        return [clip for clip in clips if clip.end_frame > clip.start_frame or not clip.dropped] or clips[:1]
 
     def _watch(self, path: Path, span: Span, detector: ShotDetector) -> tuple[Vector, Vector, Times]:
         luma: list[float] = []

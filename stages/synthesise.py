@@ -8,13 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from models.protocols import FaceAnalyser, FillRequest, Image, ImageEmbedder, Inpainter, Mask
-from stages.measure import brightness, picture_difference, sharpness
+from stages.measure import brightness, picture_difference, subject_sharpness
 from stages.pair import ReferenceSpec
 from stages.picture import cut_out, encode_png, subject_crop
 from stages.records import Reference, Subject
-
-SUBJECT_LINES = 256
-"""Height at which a subject's sharpness is measured, as for `stages.records.SubjectFrame`."""
 
 
 class SynthesiseStage:
@@ -65,8 +62,8 @@ class SynthesiseStage:
             identity_similarity=similarity,
             identity_by=by,
             context_difference=picture_difference(scene, own_crop),
-            brightness=brightness(crop, mask),
-            sharpness=sharpness(crop, SUBJECT_LINES, mask),
+            brightness=brightness(scene, mask),
+            sharpness=subject_sharpness(scene, mask),
             fingerprint=spec.fingerprint,
         )
 
