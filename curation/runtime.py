@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -67,12 +68,29 @@ def ray_session(config: Config) -> Iterator[RayExecutor]:
     # Ray's own log goes to its files; what concerns the user comes back as failures.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(**options)
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+    with _silent_stderr():
+        ray.init(**options)
     try:
         _configure_data()
         yield RayExecutor(config)
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep what Ray's processes say while they start off the terminal; what goes wrong is raised all the same."""
+    # Ray forks only to start another program at once, which is what Lance's warning about forks allows.
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def check_resources(step: str, operators: Sequence[OperatorConfig]) -> None:
@@ -110,14 +128,17 @@ def _placement(step: Step, index: int, operator: OperatorConfig, units: int) -> 
         "num_gpus": operator.gpus or None,
     }
     if step.is_light:
-        return common | {"fn": _run_in_task, "fn_args": (pickle.dumps(arguments),), "max_retries": RETRIES_PER_UNIT}
+        return common | {
+            "fn": _run_in_task,
+            "fn_args": (pickle.dumps(arguments),),
+            "ray_remote_args_fn": lambda: {"max_retries": RETRIES_PER_UNIT},
+        }
     most = min(units, operator.workers or _fitting(step.runtime.operators, operator))
     return common | {
         "fn": _OperatorActor,
         "fn_constructor_args": arguments,
         "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
-        "max_restarts": -1,
-        "max_task_retries": RETRIES_PER_UNIT,
+        "ray_remote_args_fn": lambda: {"max_restarts": -1, "max_task_retries": RETRIES_PER_UNIT},
     }
 
 

@@ -108,7 +108,7 @@ def show(stats: Stats, workspace: Workspace, console: Console) -> None:
     for level in stats.kinds:
         table.add_row(*_cells(Level(f"  {level.name}", level.found, level.kept, level.reasons)), style="dim")
     console.print(table)
-    if stats.samples:
+    if stats.shards:
         total = sum(shard["bytes"] for shard in stats.shards)
         console.print(
             f"{sum(stats.samples.values())} samples ({stats.samples['train']} train, {stats.samples['val']} val), "
@@ -117,6 +117,8 @@ def show(stats: Stats, workspace: Workspace, console: Console) -> None:
         )
         for shard in stats.shards:
             console.print(f"  {workspace.path('shards', shard['file'])}  {shard['samples']} samples", soft_wrap=True)
+    elif stats.levels[1].found:
+        console.print("no samples yet: the last column says what stopped them; `s2v select --what-if` tries other thresholds")
     for text in stats.stand_ins:
         console.print(f"stand-in: {text}", style="yellow")
     if stats.failures:

@@ -31,6 +31,8 @@ class Keyframe:
     """Seconds from the start of the video."""
     image: Image
     neighbour: Image
+    neighbour_s: float = 1 / 24
+    """Seconds from the image to the neighbour, as asked for; frames stand still between their times."""
 
 
 @dataclass(frozen=True, slots=True)

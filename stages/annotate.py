@@ -27,7 +27,7 @@ class LookConfig(Section):
     keyframes: int = Field(8, ge=2)
     """Frames per clip, evenly spaced."""
     neighbour_s: float = Field(1 / 24, gt=0)
-    """Distance in seconds from a keyframe to the neighbour that its motion is measured against."""
+    """Least distance in seconds from a keyframe to the neighbour that its motion is measured against."""
     max_side: int = Field(1280, ge=64)
     """Frames are scaled down to this many pixels on their longer side."""
 
@@ -82,7 +82,9 @@ class LookStage:
     def _look(self, work: ClipWork) -> ClipView:
         with local_copy(work.source.uri) as path:
             times = keyframe_times(work.clip, self.config.keyframes)
-            keyframes = read_keyframes(path, times, self.config.neighbour_s, self.config.max_side)
+            # In a slow video the next frame is further away: the same frame twice would look like a still.
+            neighbour_s = max(self.config.neighbour_s, 1 / work.source.fps)
+            keyframes = read_keyframes(path, times, neighbour_s, self.config.max_side)
         return ClipView(work.clip, work.source, keyframes)
 
 

@@ -49,8 +49,8 @@ def _with_article(word: str) -> str:
     if known is not None and known.plural == word and word.endswith("s"):
         return word  # Scissors.
     # By sound: a unicorn, an hourglass.
-    vowel = word.startswith(("hour", "heir")) or (word[0] in "aeiou" and not word.startswith(("uni", "uku", "ufo", "eu")))
-    return f"{'an' if vowel else 'a'} {word}"
+    consonant = word[0] not in "aeiou" or word.startswith(("eu", "ufo", "uku", "uni"))
+    return f"{'a' if consonant and not word.startswith('hour') else 'an'} {word}"
 
 
 def _known(words: Sequence[str]) -> list[str]:

@@ -378,6 +378,7 @@ def _subject(kept: _Kept, similarities: Sequence[float | None], config: Describe
         crops=[encode_png(crop) for crop, _ in crops],
         seen=len(kept.sightings),
         detection_score=best.detection_score,
+        mask_score=best.mask_score,
         area=best.area,
         overlap=best.overlap,
         border=best.border,

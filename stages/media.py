@@ -213,7 +213,7 @@ def read_keyframes(path: Path, times: Sequence[float], neighbour_s: float, max_s
             show(current, [t for t in instants[len(pictures) :] if t + _TOLERANCE_S < time])
             current = following
         show(current, instants[len(pictures) :])
-    return [Keyframe(time=time, image=pictures[time], neighbour=pictures[time + neighbour_s]) for time in times]
+    return [Keyframe(time, pictures[time], pictures[time + neighbour_s], neighbour_s) for time in times]
 
 
 def stream_frames(

@@ -5,7 +5,8 @@ everything that the row was made from besides its key: configuration, weights an
 fingerprint is no longer the wanted one is stale and is made anew.
 
 Frame numbers count displayed frames from the start of the video at its average rate; times are in seconds
-from its first frame. Boxes are ``[x0, y0, x1, y1]`` in pixels of the displayed (rotated) frame.
+from its first frame. Boxes are ``[x0, y0, x1, y1]``; boxes and masks are in pixels of the keyframe, which is the
+displayed (rotated) frame, scaled down where ``annotate.look.max_side`` says so.
 """
 
 from __future__ import annotations
@@ -199,6 +200,7 @@ class Subject(Record):
     seen: int
     """Keyframes in which the subject was found, kept or not."""
     detection_score: float
+    mask_score: float
     area: float
     overlap: float
     border: float

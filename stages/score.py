@@ -28,8 +28,6 @@ class ScoreConfig(Section):
 
     text_frames: int = Field(3, ge=1)
     """Keyframes per clip that are searched for text, spread evenly: text stays on screen longer than that."""
-    neighbour_s: float = Field(1 / 24, gt=0)
-    """Seconds between a keyframe and its neighbour, as they were read."""
 
 
 class ScoreStage:
@@ -62,7 +60,7 @@ class ScoreStage:
     def _motion(self, view: ClipView) -> float:
         motions = []
         for keyframe in view.keyframes:
-            interval_s = _interval(keyframe, self._config.neighbour_s, view.source.fps)
+            interval_s = _interval(keyframe, view.source.fps)
             if interval_s > 0:
                 motions.append(motion_magnitude(keyframe.image, keyframe.neighbour, interval_s))
         return float(np.mean(motions)) if motions else 0.0
@@ -97,15 +95,16 @@ def _line_height(region: TextRegion) -> float:
     return float(min(sides[0] + sides[2], sides[1] + sides[3]) / 2)
 
 
-def _interval(keyframe: Keyframe, neighbour_s: float, fps: float) -> float:
-    """Seconds between the frames shown at the keyframe's time and ``neighbour_s`` later; 0 if they are one frame.
+def _interval(keyframe: Keyframe, fps: float) -> float:
+    """Seconds between the frames that the keyframe and its neighbour are; 0 if they are one frame.
 
     A whole number of frames: at 30 frames a second, 1/24 s later is the next one or the one after it, depending on
     where the time falls. Slower videos show the same frame or the next one.
     """
-    if neighbour_s * fps < 1:
+    if keyframe.neighbour_s * fps < 1:
         return 0.0 if np.array_equal(keyframe.image, keyframe.neighbour) else 1 / fps
-    first, second = (math.floor((instant + _CLOCK_S) * fps) for instant in (keyframe.time, keyframe.time + neighbour_s))
+    instants = (keyframe.time, keyframe.time + keyframe.neighbour_s)
+    first, second = (math.floor((instant + _CLOCK_S) * fps) for instant in instants)
     return (second - first) / fps
 
 

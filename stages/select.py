@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from stages.config import Section
@@ -22,21 +24,21 @@ Row = Mapping[str, Any]
 class ClipThresholds(Section):
     """What a clip must fulfil. A clip that fails any of these is not shown to the subject models."""
 
-    min_motion: float = Field(0.3, ge=0)
+    min_motion: float = Field(0.12, ge=0)
     """Least mean motion (thousandths of the frame's diagonal per 1/24 s); less is a still."""
     max_motion: float = Field(60, gt=0)
     """Most mean motion; more is a blur."""
-    min_brightness: float = Field(35, ge=0, le=255)
+    min_brightness: float = Field(40, ge=0, le=255)
     """Least mean luma."""
     max_brightness: float = Field(235, ge=0, le=255)
     """Most mean luma."""
-    min_sharpness: float = Field(40, ge=0)
+    min_sharpness: float = Field(25, ge=0)
     """Least variance of the Laplacian at 360 lines."""
-    max_text_area: float = Field(0.02, ge=0, le=1)
+    max_text_area: float = Field(0.035, ge=0, le=1)
     """Largest share of the frame under written text."""
     max_border: float = Field(0.02, ge=0, le=1)
     """Largest share of the frame in letterbox or pillarbox bars."""
-    max_static: float = Field(0.9, ge=0, le=1)
+    max_static: float = Field(0.8, ge=0, le=1)
     """Largest share of pixels that never change: a still, a slide, a screen recording."""
     duplicate_distance: float = Field(3, ge=0, lt=8)
     """Clips whose perceptual hashes differ by at most this many of 64 bits, on average over their keyframes, are
@@ -48,6 +50,8 @@ class SubjectThresholds(Section):
 
     min_detection_score: float = Field(0.3, ge=0, le=1)
     """Least score of the detector."""
+    min_mask_score: float = Field(0.5, ge=0, le=1)
+    """Least score of the segmenter."""
     min_area: float = Field(0.03, ge=0, le=1)
     """Least share of the frame inside its mask."""
     max_area: float = Field(0.9, ge=0, le=1)
@@ -81,9 +85,9 @@ class ReferenceThresholds(Section):
 
     min_identity: float = Field(0.5, ge=-1, le=1)
     """Least identity similarity to its target."""
-    min_difference: dict[str, float] = Field({"other_frame": 0.1, "cross_clip": 0.1, "inpainted": 0.04})
-    """Least context difference per kind; kinds that are not named need none. An inpainted picture keeps its subject
-    in its place, so its difference is small by nature."""
+    min_difference: dict[str, float] = Field({"other_frame": 0.05, "cross_clip": 0.03, "inpainted": 0.04})
+    """Least context difference per kind; kinds that are not named need none. A re-encoded or brightened copy has up to
+    0.02, the next frame 0.006, the start and the end of a clip 0.13, another scene 0.4 (medians on real clips)."""
     min_brightness: float = Field(25, ge=0, le=255)
     """Least mean luma of the subject in the picture."""
     min_sharpness: float = Field(20, ge=0)
@@ -117,6 +121,7 @@ def subject_reasons(subject: Row, config: SubjectThresholds) -> list[str]:
     no_match = subject["image_text"] is not None and subject["image_text"] < config.min_image_text
     checks = {
         "uncertain": subject["detection_score"] < config.min_detection_score,
+        "poor_mask": subject["mask_score"] < config.min_mask_score,
         "too_small": subject["area"] < config.min_area or subject["short_side"] < config.min_short_side,
         "too_large": subject["area"] > config.max_area,
         "overlapping": subject["overlap"] > config.max_overlap,
@@ -195,32 +200,27 @@ def near_duplicates(scores: Sequence[Row], distance: float) -> set[str]:
     bits on average. Candidates are found by equal parts of hashes: of two such clips at least one pair of hashes
     differs in no more than ``distance`` bits, so of ``distance + 1`` parts of that pair at least one is equal.
     """
-    parts = math.floor(distance) + 1
-    order = sorted(scores, key=lambda score: (-score["sharpness"], score["clip_id"]))
-    hashes = [np.asarray(score["phashes"], np.int64).view(np.uint64) for score in order]
-    buckets: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-    repeated: set[str] = set()
-    for number, score in enumerate(order):
-        keys = [
-            (place, part, bits) for place, phash in enumerate(hashes[number]) for part, bits in _parts(int(phash), parts)
-        ]
-        candidates = {other for key in keys for other in buckets[key]}
-        if any(_mean_hamming(hashes[number], hashes[other]) <= distance for other in candidates):
-            repeated.add(score["clip_id"])
+    groups: dict[int, list[Row]] = defaultdict(list)
+    for score in sorted(scores, key=lambda score: (-score["sharpness"], score["clip_id"])):
+        groups[len(score["phashes"])].append(score)
+    return {
+        rows[number]["clip_id"]
+        for rows in groups.values()
+        for number in _repeats(np.array([row["phashes"] for row in rows], np.int64).view(np.uint64), distance)
+    }
+
+
+def _repeats(hashes: npt.NDArray[np.uint64], distance: float) -> Iterator[int]:
+    """Numbers of the clips that repeat an earlier one which is no repetition itself; ``(clips, keyframes)``."""
+    bounds = np.linspace(0, 64, math.floor(distance) + 2).astype(int).tolist()
+    low = np.array(bounds[:-1], np.uint64)
+    ones = np.array([(1 << end - start) - 1 for start, end in pairwise(bounds)], np.uint64)
+    buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, own in enumerate(hashes):
+        keys = list(enumerate((own[:, None] >> low & ones).ravel().tolist()))
+        candidates = list({other for key in keys for other in buckets.get(key, ())})
+        if candidates and (np.bitwise_count(hashes[candidates] ^ own).mean(axis=1) <= distance).any():
+            yield number
             continue
         for key in keys:
             buckets[key].append(number)
-    return repeated
-
-
-def _parts(phash: int, count: int) -> Iterator[tuple[int, int]]:
-    """The 64 bits in ``count`` parts of about one length, each with its number."""
-    for part in range(count):
-        low, high = 64 * part // count, 64 * (part + 1) // count
-        yield part, phash >> low & (1 << high - low) - 1
-
-
-def _mean_hamming(a: np.ndarray, b: np.ndarray) -> float:
-    if len(a) != len(b):
-        return float("inf")
-    return float(np.bitwise_count(a ^ b).mean())

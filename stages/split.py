@@ -169,7 +169,7 @@ class SplitStage:
             self._clip(span, times[stretch.start], times[stretch.end], stretch.shot, stretch.dropped)
             for stretch in stretches(transition, luma, times, self.config)
         ]
-        # At a variable rate, what is dropped may be shorter than an average frame: it has no range, so no id, of its own.
+        # At a variable rate, what is dropped may be too short for a range of its own, and so for an id.
         return [clip for clip in clips if clip.end_frame > clip.start_frame or not clip.dropped] or clips[:1]
 
     def _watch(self, path: Path, span: Span, detector: ShotDetector) -> tuple[Vector, Vector, Times]:

@@ -35,7 +35,8 @@ OVERRIDES = [
     "runtime.commit_s=0",
     "runtime.store_gb=0.2",
     "select.clip.min_sharpness=0",
-    "select.subject.min_short_side=20",
+    "select.subject={min_short_side: 20, max_straightness: 1, min_sharpness: 0}",
+    "select.reference={min_sharpness: 0, min_difference: {}}",
     "pack.shard_samples=3",
     "pack.preset=ultrafast",
 ]
@@ -73,7 +74,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(
     chance = random.Random(7)
     for _ in range(3):
         _kill_after(_start(videos, tmp_path), chance.uniform(4, 12))
-    assert _start(videos, tmp_path).wait(timeout=240) == 1, "one of seven inputs is broken: more than a tenth"
+    assert _start(videos, tmp_path).wait(timeout=240) == 0, (tmp_path / "log").read_text()
 
     _assert_same(Workspace.open(tmp_path / "workspace"), undisturbed)
 
@@ -186,7 +187,7 @@ def test_on_a_cluster_named_by_its_address(videos: Path, undisturbed: Workspace,
     try:
         _wait_for_port(port)
         run = _start(videos, tmp_path, RAY_ADDRESS=f"127.0.0.1:{port}")
-        assert run.wait(timeout=240) == 1, "one of seven inputs is broken"
+        assert run.wait(timeout=240) == 0, (tmp_path / "log").read_text()
         assert head.poll() is None, "the cluster outlives the run"
         _assert_same(Workspace.open(tmp_path / "workspace"), undisturbed)
     finally:
@@ -195,7 +196,7 @@ def test_on_a_cluster_named_by_its_address(videos: Path, undisturbed: Workspace,
 
 def _start(videos: Path, folder: Path, **environment: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "curation.cli", "curate", "--input", str(videos)]
-    command += ["--workspace", str(folder / "workspace"), *OVERRIDES]
+    command += ["--workspace", str(folder / "workspace"), "--max-failed", "0.5", *OVERRIDES]
     variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=variables, start_new_session=True)

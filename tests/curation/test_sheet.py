@@ -134,6 +134,7 @@ def subject(name: str, number: int, mask: np.ndarray, *, word: str = "panda", ti
         crops=[flat((60, 60, 60), WIDTH, HEIGHT)],
         seen=3,
         detection_score=0.9,
+        mask_score=0.9,
         area=float(mask.mean()),
         overlap=0.0,
         border=0.0,
