@@ -70,8 +70,8 @@ R = TypeVar("R", bound=Record)
 SCORES = ("motion", "sharpness", "brightness", "text_area", "border", "static")
 KEY_SCORES = {"motion": "motion", "sharpness": "sharpness", "brightness": "brightness", "text_area": "text"}
 SUBJECT_NUMBERS = (
-    *("detection_score", "mask_score", "area", "short_side", "overlap", "border", "fragments", "straightness", "stability"),
-    *("seen", "brightness", "sharpness", "face", "image_text"),
+    *("detection_score", "mask_score", "area", "short_side", "overlap", "border", "fragments", "straightness"),
+    *("stability", "seen", "brightness", "sharpness", "face", "image_text"),
 )
 REFERENCE_NUMBERS = ("identity_similarity", "context_difference", "brightness", "sharpness", "width", "height", "seed")
 LEGEND = (

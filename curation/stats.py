@@ -118,7 +118,7 @@ def show(stats: Stats, workspace: Workspace, console: Console) -> None:
         for shard in stats.shards:
             console.print(f"  {workspace.path('shards', shard['file'])}  {shard['samples']} samples", soft_wrap=True)
     elif stats.levels[1].found:
-        console.print("no samples yet: the last column says what stopped them; `s2v select --what-if` tries other thresholds")
+        console.print("no samples yet: the last column says what stopped them; `s2v select --what-if` tries thresholds")
     for text in stats.stand_ins:
         console.print(f"stand-in: {text}", style="yellow")
     if stats.failures:

@@ -129,7 +129,7 @@ def stretches(transition: Vector, luma: Vector, times: Times, config: SplitConfi
 
 def _clips(first: int, last: int, shot: int, times: Times, config: SplitConfig) -> Iterator[Stretch]:
     seconds = times[last] - times[first]
-    half_frame = seconds / (last - first) / 2
+    half_frame = float(np.median(np.diff(times[first : last + 1]))) / 2
     if seconds < config.min_s - half_frame:
         yield Stretch(first, last, shot, "too_short")
         return
@@ -161,16 +161,19 @@ class SplitStage:
         Raises:
             UnreadableVideo: if not one frame of the span can be decoded.
         """
-        if self.config.by == "stride" or self.detector is None:
+        clips = self._by_stride(span) if self.config.by == "stride" else self._by_shots(span)
+        # What is dropped may be shorter than an average frame; it would share its range, and so its id, with others.
+        return [clip for clip in clips if clip.end_frame > clip.start_frame or not clip.dropped] or clips[:1]
+
+    def _by_shots(self, span: Span) -> list[Clip]:
+        if self.detector is None:
             return self._by_stride(span)
         with local_copy(span.source.uri) as path:
             transition, luma, times = self._watch(path, span, self.detector)
-        clips = [
+        return [
             self._clip(span, times[stretch.start], times[stretch.end], stretch.shot, stretch.dropped)
             for stretch in stretches(transition, luma, times, self.config)
         ]
-        # At a variable rate, what is dropped may be too short for a range of its own, and so for an id.
-        return [clip for clip in clips if clip.end_frame > clip.start_frame or not clip.dropped] or clips[:1]
 
     def _watch(self, path: Path, span: Span, detector: ShotDetector) -> tuple[Vector, Vector, Times]:
         luma: list[float] = []
