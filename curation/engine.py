@@ -133,8 +133,10 @@ def _committed(step: Step, results: Iterator[UnitResult], every_s: float) -> Ite
         for result in results:
             pending.append(result)
             if time.monotonic() - last >= every_s:
-                _commit(step, pending)
-                pending, last = [], time.monotonic()
+                # Taken first: were it committed again after an error half-way, its rows would be there twice.
+                taken, pending = pending, []
+                _commit(step, taken)
+                last = time.monotonic()
             yield result
     finally:
         _commit(step, pending)
@@ -161,13 +163,17 @@ def _failure(step: Step, key: str, uri: str, trouble: Trouble) -> Failure:
 def _failed_before(step: Step, planned: set[str], retry: bool) -> set[str]:
     """Planned items that failed earlier under this configuration; to be retried, their failures are forgotten.
 
-    Failures of planned items under other configurations are forgotten too: those items are about to be tried again.
+    So are failures under other configurations, for those items are about to be tried again, and failures of items that
+    are no longer there to be done.
     """
-    rows = step.workspace.read(Failure, ["failure_id", "step", "item", "fingerprint"]).to_pylist()
-    mine = [row for row in rows if row["step"].partition("/")[0] == step.name and row["item"] in planned]
-    again = [row for row in mine if retry or row["fingerprint"] != step.fingerprint]
-    step.workspace.delete(Failure, "failure_id", [row["failure_id"] for row in again])
-    forgotten = {row["failure_id"] for row in again}
+    rows = step.workspace.read(Failure, ["failure_id", "step", "item", "uri", "fingerprint"]).to_pylist()
+    mine = [row for row in rows if row["step"].partition("/")[0] == step.name and step.covers(row["uri"])]
+    forgotten = {
+        row["failure_id"]
+        for row in mine
+        if retry or row["item"] not in planned or row["fingerprint"] != step.fingerprint
+    }
+    step.workspace.delete(Failure, "failure_id", forgotten)
     return {row["item"] for row in mine if row["failure_id"] not in forgotten}
 
 

@@ -121,7 +121,8 @@ class Pack(Step):
     def plan(self) -> list[Item]:
         published = {shard["file"]: shard["fingerprint"] for shard in read_manifest(self.workspace).get("shards", [])}
         return [
-            Item(shard.name, f"shard {shard.name}", float(len(shard.samples)), shard)
+            # Another content is another item: what kept the old one from being written need not hold for it.
+            Item(f"{shard.name}-{shard.fingerprint}", f"shard {shard.name}", float(len(shard.samples)), shard)
             for shard in self.shards
             if published.get(f"{shard.name}.tar") != shard.fingerprint and not self._is_written(shard)
         ]

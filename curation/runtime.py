@@ -117,6 +117,8 @@ def _configure_data() -> None:
     context.target_max_block_size = None  # A block is a unit: it must not be split.
     context.execution_options.preserve_order = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Retry caps have no named parameter yet; the pinned Ray takes them as it always did.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
 def _placement(step: Step, index: int, operator: OperatorConfig, units: int) -> dict[str, Any]:
@@ -131,14 +133,15 @@ def _placement(step: Step, index: int, operator: OperatorConfig, units: int) -> 
         return common | {
             "fn": _run_in_task,
             "fn_args": (pickle.dumps(arguments),),
-            "ray_remote_args_fn": lambda: {"max_retries": RETRIES_PER_UNIT},
+            "max_retries": RETRIES_PER_UNIT,
         }
     most = min(units, operator.workers or _fitting(step.runtime.operators, operator))
     return common | {
         "fn": _OperatorActor,
         "fn_constructor_args": arguments,
         "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
-        "ray_remote_args_fn": lambda: {"max_restarts": -1, "max_task_retries": RETRIES_PER_UNIT},
+        "max_restarts": -1,
+        "max_task_retries": RETRIES_PER_UNIT,
     }
 
 

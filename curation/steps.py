@@ -87,6 +87,10 @@ class Step(ABC):
     def clean(self) -> None:  # noqa: B027 - most steps have something to clean, none must
         """Delete rows that are stale, and rows that a killed run committed without their ledger row."""
 
+    def covers(self, uri: str) -> bool:
+        """Whether :meth:`plan` would hold what came from there if it were still to do: then its failure is obsolete."""
+        return True
+
     def finish(self) -> None:  # noqa: B027 - as above
         """What is left to do once every item is through."""
 
@@ -130,6 +134,10 @@ class Ingest(Step):
     def _listed(self) -> list[InputVideo]:
         return list_inputs(self.inputs) if self.inputs else []
 
+    @cached_property
+    def _uris(self) -> set[str]:
+        return {video.uri for video in self._listed}
+
     def clean(self) -> None:
         """Forget files that were replaced by others of the same name, and files whose caption or licence changed."""
         now = {video.uri: video.source_id for video in self._listed}
@@ -149,6 +157,10 @@ class Ingest(Step):
             for video in self._listed
             if video.source_id not in known
         ]
+
+    def covers(self, uri: str) -> bool:
+        """Only what is listed: other videos of the workspace are not looked at."""
+        return uri in self._uris
 
     def stage(self, name: str) -> Stage:
         return Each(IngestStage(self.fingerprint).run)
@@ -249,13 +261,21 @@ class Annotate(Step):
 
     def plan(self) -> list[Item]:
         scores = {score.clip_id: score for score in self.workspace.records(Score)}
-        annotated = set(self.workspace.column(Annotation, "clip_id"))
+        annotations = {annotation.clip_id: annotation for annotation in self.workspace.records(Annotation)}
         items = []
         for clip, source in clips_of(self.workspace):
-            score = scores.get(clip.clip_id)
-            if clip.clip_id in annotated or (score is not None and not self.passes(score)):
+            score, annotation = scores.get(clip.clip_id), annotations.get(clip.clip_id)
+            if score is not None and (annotation is not None or not self.passes(score)):
                 continue
-            work = ClipWork(clip, source, self.score_fingerprint, self.annotation_fingerprint(source), score=score)
+            work = ClipWork(
+                clip,
+                source,
+                self.score_fingerprint,
+                self.annotation_fingerprint(source),
+                score=score,
+                annotation=annotation,
+                scored_before=score is not None,
+            )
             items.append(
                 Item(
                     clip.clip_id,
@@ -288,8 +308,9 @@ class Annotate(Step):
         raise ValueError(f"annotate has no stage {name!r}")
 
     def rows(self, value: ClipWork) -> list[Record]:
-        made = [*value.subjects, value.score, value.annotation]
-        return [row for row in made if row is not None]
+        score = None if value.scored_before else value.score
+        annotation = value.annotation if value.wanted else None
+        return [row for row in (*value.subjects, score, annotation) if row is not None]
 
 
 class References(Step):

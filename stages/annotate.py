@@ -45,7 +45,7 @@ class ClipWork:
     """A clip on its way through the stages.
 
     ``view`` is there only between the first stage and the last. ``score`` and ``annotation`` may be there from an
-    earlier run; then they are not made again.
+    earlier run; then they are not made again, nor are the subjects.
     """
 
     clip: Clip
@@ -54,8 +54,10 @@ class ClipWork:
     annotation_fingerprint: str
     score: Score | None = None
     annotation: Annotation | None = None
+    scored_before: bool = False
+    """Whether ``score`` is from an earlier run."""
     wanted: bool = True
-    """Whether the subject models should see it: false once its scores reject it."""
+    """Whether the subject models should see it: false once its scores reject it, or if an earlier run annotated it."""
     view: ClipView | None = None
     caption: tuple[str, str, list[str]] = ("", "template", [])
     detections: list[list[Detection]] = field(default_factory=list)
@@ -98,8 +100,10 @@ class CheapStage:
     def run(self, works: Sequence[ClipWork]) -> list[ClipWork]:
         """Fill in ``score`` and ``wanted``."""
         new = iter(self.score.run([_view(work) for work in works if work.score is None]))
-        scored = [replace(work, score=work.score or next(new)) for work in works]
-        return [replace(work, wanted=work.score is not None and self.passes(work.score)) for work in scored]
+        scored = [(work, work.score or next(new)) for work in works]
+        return [
+            replace(work, score=score, wanted=work.annotation is None and self.passes(score)) for work, score in scored
+        ]
 
 
 class GroundStage:

@@ -60,7 +60,7 @@ def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Works
     return workspace
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ray_executor() -> Iterator[Any]:
     from curation.runtime import ray_session
 
@@ -79,9 +79,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(
     _assert_same(Workspace.open(tmp_path / "workspace"), undisturbed)
 
 
-def test_a_killed_worker_costs_nothing(
-    videos: Path, undisturbed: Workspace, tmp_path: Path, ray_executor: Any
-) -> None:
+def test_a_killed_worker_costs_nothing(videos: Path, undisturbed: Workspace, tmp_path: Path, ray_executor: Any) -> None:
     workspace = Workspace.open(tmp_path, create=True)
     config = load_config(None, [*OVERRIDES, "runtime.annotate.unit_items=1"])
     killed: list[str] = []
@@ -121,9 +119,7 @@ class Fragile(Ingest):
         return Each(run)
 
 
-def test_a_crash_a_hang_and_an_error_cost_their_own_video_only(
-    videos: Path, tmp_path: Path, ray_executor: Any
-) -> None:
+def test_a_crash_a_hang_and_an_error_cost_their_own_video_only(videos: Path, tmp_path: Path, ray_executor: Any) -> None:
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -134,7 +130,8 @@ def test_a_crash_a_hang_and_an_error_cost_their_own_video_only(
     config = load_config(
         None,
         [
-            "runtime.ingest={operators: [{stages: [ingest], batch: 4}], timeout_s: 2, unit_items: 7, unit_seconds: 1000}",
+            "runtime.ingest.operators=[{stages: [ingest], batch: 4}]",
+            "runtime.ingest.timeout_s=2",
             "runtime.commit_s=0",
         ],
     )
@@ -178,8 +175,10 @@ def test_on_a_cluster_named_by_its_address(videos: Path, undisturbed: Workspace,
     port = 6390 + os.getpid() % 500
     ray = Path(sys.executable).with_name("ray")
     head = subprocess.Popen(
-        [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
-        + [f"--temp-dir={tmp_path / 'ray'}", "--object-store-memory=200000000", "--disable-usage-stats"],
+        [
+            *(ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"),
+            *(f"--temp-dir={tmp_path / 'ray'}", "--object-store-memory=200000000", "--disable-usage-stats"),
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -260,8 +259,11 @@ def _assert_same(workspace: Workspace, other: Workspace) -> None:
         keys = workspace.column(record, record.key)
         assert len(keys) == len(set(keys)), f"{record.table}: a row twice"
         assert _rows(workspace, record) == _rows(other, record), record.table
-    shards = [{shard["file"]: shard["sha256"] for shard in read_manifest(space)["shards"]} for space in (workspace, other)]
-    assert shards[0] == shards[1]
+    assert _checksums(workspace) == _checksums(other)
+
+
+def _checksums(workspace: Workspace) -> dict[str, str]:
+    return {shard["file"]: shard["sha256"] for shard in read_manifest(workspace)["shards"]}
 
 
 def _rows(workspace: Workspace, record: type[Any]) -> list[Any]:
@@ -286,5 +288,3 @@ def _make_video(path: Path, seed: int) -> None:
             picture[y + 20 : y + 40, x + 20 : x + 60] = (250, 250, 90)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
-
-

@@ -123,15 +123,23 @@ def test_schemas_that_are_written_down() -> None:
     assert struct.field("phash") == pa.field("phash", pa.int64(), False)
 
 
+def blank(cls: Any, **values: Any) -> Any:
+    """A record of zeros and nothings but for these values."""
+    zeros = {str: "", int: 0, float: 0.0, bool: False, bytes: b""}
+    hints = typing.get_type_hints(cls)
+    empty = {
+        field.name: [] if typing.get_origin(hints[field.name]) is list else zeros.get(hints[field.name])
+        for field in fields(cls)
+    }
+    return cls(**{**empty, **values})
+
+
 def test_nothing_and_empty_are_told_apart() -> None:
-    frame = SubjectFrame(
-        0.5, [0.0, 1.0], "", [], 1.0, 1.0, 0.1, 0.0, 0.0, 1, 0.0, 9.0, 9.0, 0.0, None, [], None, -(2**63)
-    )
-    other = SubjectFrame(0.5, [], "é", [-1], 1.0, 1.0, 0.1, 0.0, 0.0, 1, 0.0, 9.0, 9.0, 0.0, [], [1.0], 0.0, 2**63 - 1)
-    numbers = (0.9, 0.1, 0.0, 0.0, 1, 0.0, 0.5, 90.0, 80.0, 0.9, 100.0)
-    subject = Subject(
-        "s", "c", "狗 🐕", "animal", 0, 8, 6, 0, [frame, other], [b"", b"\0"], 2, *numbers, None, None, [], "f"
-    )
+    frames = [
+        blank(SubjectFrame, box=[-1.5], face_embedding=None, image_text=None, phash=-(2**63)),
+        blank(SubjectFrame, crop_box=[-1], face_embedding=[], image_text=0.0, phash=2**63 - 1, mask="é"),
+    ]
+    subject = blank(Subject, word="狗 🐕", frames=frames, crops=[b"", b"\0"], face_embedding=None, instance=-1)
 
     (back,) = (Subject.from_row(row) for row in stored(Subject.to_table([subject])).to_pylist())
 
@@ -142,12 +150,12 @@ def test_nothing_and_empty_are_told_apart() -> None:
 
 
 def test_rows_keep_their_order() -> None:
-    written = [Annotation(str(number), "", "template", [], number, "") for number in (3, 1, 2)]
+    written = [blank(Annotation, clip_id=str(number)) for number in (3, 1, 2)]
     assert Annotation.to_table(written)["clip_id"].to_pylist() == ["3", "1", "2"]
 
 
 def test_a_row_that_lacks_a_column_is_an_error() -> None:
-    (row,) = Failure.to_table([Failure("i", "split", "x", "u", "E", "m", "f")]).to_pylist()
+    (row,) = Failure.to_table([blank(Failure, message="m")]).to_pylist()
     del row["message"]
     with pytest.raises(KeyError, match="message"):
         Failure.from_row(row)
