@@ -169,7 +169,9 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], n
 def show_machine() -> None:
     """Say what else the machine is doing: figures of a busy one are worth little."""
     load = os.getloadavg()[0]
-    busy = f"; load {load:.1f}: the machine is busy, repeat on an idle one" if load > cpus() / 2 else f"; load {load:.1f}"
+    busy = (
+        f"; load {load:.1f}: the machine is busy, repeat on an idle one" if load > cpus() / 2 else f"; load {load:.1f}"
+    )
     Console().print(f"{cpus()} CPUs{busy}", highlight=False)
 
 

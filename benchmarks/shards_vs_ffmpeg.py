@@ -62,7 +62,14 @@ def plain_commands(pairs: Sequence[Pair], config: Config, folder: Path) -> list[
     return [
         [
             *(imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-y", "-loglevel", "error", "-threads", "1"),
-            *("-ss", f"{clip.start_s:.6f}", "-t", f"{clip.end_s - clip.start_s:.6f}", "-i", str(local_path(source.uri))),
+            *(
+                "-ss",
+                f"{clip.start_s:.6f}",
+                "-t",
+                f"{clip.end_s - clip.start_s:.6f}",
+                "-i",
+                str(local_path(source.uri)),
+            ),
             *("-vf", filters, "-an", "-c:v", "libx264", "-preset", pack.preset, "-crf", str(pack.crf)),
             *("-threads", "1", "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(folder / f"{clip.clip_id}.mp4")),
         ]
@@ -118,7 +125,9 @@ def main() -> None:
         "--processes", type=int, default=cpus(), metavar="N", help="ffmpeg commands at a time (default: one per CPU)"
     )
     options = parser.parse_args()
-    config = load_config(overrides=["split.by=stride", f"split.max_s={options.clip}", f"split.min_s={options.clip / 2}"])
+    config = load_config(
+        overrides=["split.by=stride", f"split.max_s={options.clip}", f"split.min_s={options.clip / 2}"]
+    )
     show_machine()
     with tempfile.TemporaryDirectory(prefix="s2v-benchmark-") as name:
         folder = Path(name)
@@ -142,7 +151,12 @@ def main() -> None:
     rows = [
         (f"ffmpeg as one would type it, {options.processes} at a time", median(plain), 1.0, seconds / bare),
         ("ffmpeg with the engine's own commands", median(own), middle(own) / bare, seconds / middle(own)),
-        ("engine, Ray just started", median(totals["new"]), middle(totals["new"]) / bare, seconds / middle(totals["new"])),
+        (
+            "engine, Ray just started",
+            median(totals["new"]),
+            middle(totals["new"]) / bare,
+            seconds / middle(totals["new"]),
+        ),
         (
             "engine, a second run in that Ray",
             median(totals["used"]),

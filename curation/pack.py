@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,8 @@ from stages.sample import SampleSpec, plan_samples, split_by_identity
 
 NEXT = ".next"
 """Folder of shards that are written but not yet published."""
+
+SHARD_NAME = re.compile(r"(train|val)-\d{6,}\.tar")
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -119,12 +122,13 @@ class Pack(Step):
         ]
 
     def plan(self) -> list[Item]:
-        published = {shard["file"]: shard["fingerprint"] for shard in read_manifest(self.workspace).get("shards", [])}
+        published = self._published()
         return [
             # Another content is another item: what kept the old one from being written need not hold for it.
             Item(f"{shard.name}-{shard.fingerprint}", f"shard {shard.name}", float(len(shard.samples)), shard)
             for shard in self.shards
-            if published.get(f"{shard.name}.tar") != shard.fingerprint and not self._is_written(shard)
+            if published.get(f"{shard.name}.tar", {}).get("fingerprint") != shard.fingerprint
+            and not self._is_written(shard)
         ]
 
     def stage(self, name: str) -> Stage:
@@ -136,7 +140,7 @@ class Pack(Step):
     def finish(self) -> None:
         """Publish the shards if all of them are there, and drop what is no longer part of the set."""
         shards = self.shards
-        published = {shard["file"]: shard for shard in read_manifest(self.workspace).get("shards", [])}
+        published = self._published()
         entries, index = [], []
         for shard in shards:
             if self._is_written(shard):
@@ -150,23 +154,36 @@ class Pack(Step):
                 return
         kept = {entry["file"] for entry in entries} - {row["shard"] for row in index}
         index.extend(row for row in read_index(self.workspace) if row["shard"] in kept)
-        self._publish(shards, entries, sorted(index, key=lambda row: (row["shard"], row["key"])), set(published))
+        self._publish(shards, entries, sorted(index, key=lambda row: (row["shard"], row["key"])))
 
-    def _publish(
-        self, shards: Sequence[ShardSpec], entries: list[dict[str, Any]], index: list[dict[str, Any]], before: set[str]
-    ) -> None:
+    def _publish(self, shards: Sequence[ShardSpec], entries: list[dict[str, Any]], index: list[dict[str, Any]]) -> None:
         files = self.workspace.filesystem
-        for shard in shards:
-            if self._is_written(shard):
-                files.mv(self.workspace.path(*_written(shard)), self.workspace.path("shards", f"{shard.name}.tar"))
+        new = [shard for shard in shards if self._is_written(shard)]
+        current = {entry["file"]: entry for entry in read_manifest(self.workspace).get("shards", [])}
+        untouched = [entry for file, entry in current.items() if file not in {f"{shard.name}.tar" for shard in new}]
+        if len(untouched) < len(current):
+            # Withdrawn first: if the run dies among the renames, the manifest names no shard of other content.
+            self._write_manifest(untouched)
+        for shard in new:
+            files.mv(self.workspace.path(*_written(shard)), self.workspace.path("shards", f"{shard.name}.tar"))
         with self.workspace.writing("shards", "index.parquet") as file:
             pq.write_table(pa.Table.from_pylist(index, schema=INDEX_SCHEMA), file)
-        with self.workspace.writing("shards", "manifest.json") as file:
-            file.write_text(json.dumps(self._manifest(entries), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-        for name in before - {entry["file"] for entry in entries}:
+        self._write_manifest(entries)
+        # All that look like shards: those of a run that died before this point stand in no manifest.
+        present = {path.rpartition("/")[2] for path in files.ls(self.workspace.path("shards"), detail=False)}
+        for name in {name for name in present if SHARD_NAME.fullmatch(name)} - {entry["file"] for entry in entries}:
             files.rm(self.workspace.path("shards", name))
         if self.workspace.exists("shards", NEXT):
             files.rm(self.workspace.path("shards", NEXT), recursive=True)
+
+    def _published(self) -> dict[str, dict[str, Any]]:
+        """What the manifest says of each shard that is there."""
+        entries = read_manifest(self.workspace).get("shards", [])
+        return {entry["file"]: entry for entry in entries if self.workspace.exists("shards", entry["file"])}
+
+    def _write_manifest(self, entries: Sequence[dict[str, Any]]) -> None:
+        with self.workspace.writing("shards", "manifest.json") as file:
+            file.write_text(json.dumps(self._manifest(entries), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
     def _manifest(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         steps = (Split, Annotate, References, Encode, Pack)

@@ -32,19 +32,24 @@ class NotEnoughResourcesError(UserError, RuntimeError):
     """A step's stages together ask for more than the cluster has: Ray would wait for ever."""
 
 
-class RayExecutor:
-    """Runs units on a Ray cluster: the one at ``RAY_ADDRESS``, or one of its own on this machine."""
+class NoClusterError(UserError, ConnectionError):
+    """There is no Ray cluster where `RAY_ADDRESS` says."""
 
-    def __init__(self, config: Config) -> None:
+
+class RayExecutor:
+    """Runs units on a Ray cluster: the one at ``RAY_ADDRESS``, or one of its own on this machine.
+
+    It starts with the first unit: a run that finds nothing to do costs nothing.
+    """
+
+    def __init__(self, config: Config, steps: Sequence[str]) -> None:
+        """``steps`` are the steps of this run: all of them are checked against the cluster before the first starts."""
         self.config = config
+        self.steps = steps
 
     def run(self, step: Step, units: Sequence[Unit]) -> Iterator[UnitResult]:
-        """Results in the order in which units finish.
-
-        Raises:
-            NotEnoughResourcesError: before anything starts, if the step can never be placed.
-        """
-        check_resources(step.name, step.runtime.operators)
+        """Results in the order in which units finish. Starts Ray if nothing has yet; raises what :meth:`start` does."""
+        self.start()
         blocks = [{"unit": pickle.dumps(unit)} for unit in units]
         stream = ray.data.from_items(blocks, override_num_blocks=len(blocks))
         for index, operator in enumerate(step.runtime.operators):
@@ -52,10 +57,31 @@ class RayExecutor:
         for row in stream.iter_rows():
             yield pickle.loads(row["unit"])  # noqa: S301 - written by our own workers a moment ago
 
+    def start(self) -> None:
+        """Connect to the cluster, or start Ray here, and check that every step of the run can be placed.
+
+        Raises:
+            NoClusterError: if nothing answers at ``RAY_ADDRESS``.
+            NotEnoughResourcesError: if a step asks for more than there is.
+        """
+        if ray.is_initialized():
+            return
+        _connect(self.config)
+        for name in self.steps:
+            if (runtime := getattr(self.config.runtime, name, None)) is not None:
+                check_resources(name, runtime.operators)
+
 
 @contextlib.contextmanager
-def ray_session(config: Config) -> Iterator[RayExecutor]:
-    """Connect to the cluster at ``RAY_ADDRESS``, or start Ray here and stop it at the end."""
+def ray_session(config: Config, steps: Sequence[str]) -> Iterator[RayExecutor]:
+    """An executor for these steps; Ray is left, or stopped where it was started here, at the end."""
+    try:
+        yield RayExecutor(config, steps)
+    finally:
+        ray.shutdown()
+
+
+def _connect(config: Config) -> None:
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
@@ -69,13 +95,12 @@ def ray_session(config: Config) -> Iterator[RayExecutor]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
-    with _silent_stderr():
-        ray.init(**options)
     try:
-        _configure_data()
-        yield RayExecutor(config)
-    finally:
-        ray.shutdown()
+        with _silent_stderr():
+            ray.init(**options)
+    except ConnectionError as error:
+        raise NoClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
+    _configure_data()
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Works
 def ray_executor() -> Iterator[Any]:
     from curation.runtime import ray_session
 
-    with ray_session(load_config(None, OVERRIDES)) as executor:
+    with ray_session(load_config(None, OVERRIDES), STEPS) as executor:
         yield executor
 
 
@@ -161,14 +161,16 @@ def test_stages_in_several_operators_make_the_same_rows(
         assert _rows(workspace, record) == _rows(undisturbed, record)
 
 
-def test_asking_for_more_than_the_cluster_has_fails_at_once(tmp_path: Path, videos: Path, ray_executor: Any) -> None:
-    from curation.runtime import NotEnoughResourcesError
+def test_asking_for_more_than_the_cluster_has_fails_before_anything_starts(
+    tmp_path: Path, videos: Path, undisturbed: Workspace
+) -> None:
+    done = _start(videos, tmp_path, "runtime.encode.operators=[{stages: [encode], cpus: 500}]").wait(timeout=240)
 
-    config = load_config(None, ["runtime.ingest.operators=[{stages: [ingest], cpus: 500}]"])
-    workspace = Workspace.open(tmp_path, create=True)
-
-    with pytest.raises(NotEnoughResourcesError, match=r"500 CPUs.*has \d"):
-        run_step(Ingest(config, workspace, [str(videos)]), ray_executor, _quiet())
+    assert done == 2
+    log = (tmp_path / "log").read_text()
+    assert "encode needs 500 CPUs" in log
+    assert "the cluster has" in log
+    assert Workspace.open(tmp_path / "workspace").read(Source).num_rows == 0
 
 
 def test_on_a_cluster_named_by_its_address(videos: Path, undisturbed: Workspace, tmp_path: Path) -> None:
@@ -193,9 +195,9 @@ def test_on_a_cluster_named_by_its_address(videos: Path, undisturbed: Workspace,
         _kill_tree(head)
 
 
-def _start(videos: Path, folder: Path, **environment: str) -> subprocess.Popen[bytes]:
+def _start(videos: Path, folder: Path, *overrides: str, **environment: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "curation.cli", "curate", "--input", str(videos)]
-    command += ["--workspace", str(folder / "workspace"), "--max-failed", "0.5", *OVERRIDES]
+    command += ["--workspace", str(folder / "workspace"), "--max-failed", "0.5", *OVERRIDES, *overrides]
     variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=variables, start_new_session=True)
