@@ -187,6 +187,7 @@ def _subject(clip: Clip, picture: bytes, random: np.random.Generator) -> Subject
         crops=[picture] * 4,
         seen=8,
         detection_score=0.9,
+        mask_score=0.9,
         area=0.2,
         overlap=0.0,
         border=0.0,

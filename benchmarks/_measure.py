@@ -20,6 +20,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from curation.config import Config
+from curation.engine import Executor
 from curation.progress import Progress
 
 MB = 1e6
@@ -132,6 +134,16 @@ def bytes_under(path: Path) -> int:
 def cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def running_ray(config: Config, steps: Sequence[str]) -> Iterator[Executor]:
+    """An executor whose Ray has started already."""
+    from curation.runtime import ray_session
+
+    with ray_session(config, steps) as executor:
+        executor.start()
+        yield executor
 
 
 def silent() -> Progress:

@@ -1,8 +1,8 @@
 """From videos to scored and described subjects, against decoding the same videos once.
 
 Every step runs in this process, without Ray, with one thread per library as a worker has. The yardstick is one pass of
-PyAV over every frame, in one thread, without turning frames into RGB: what no curation can do without. ``split`` watches
-every frame; ``look`` decodes from the seek point before each clip's first keyframe to its last.
+PyAV over every frame, in one thread, without turning frames into RGB: no curation can do without that. ``split``
+watches every frame; ``look`` decodes from the seek point before each clip's first keyframe to its last.
 """
 
 from __future__ import annotations

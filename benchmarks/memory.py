@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from _inputs import long_video, plant, tiny_videos
-from _measure import MB, MemoryWatch, Peak, show, show_machine, silent
+from _measure import MB, MemoryWatch, Peak, running_ray, show, show_machine, silent
 
 STRIDE = ("split.by=stride", "split.max_s=5", "split.min_s=1")
 QUICK_SHOTS = ("models.shots={backend: pyscenedetect}",)
@@ -38,13 +38,12 @@ def run(case: Case, workspace_folder: str) -> None:
     """What the watched process does."""
     from curation.config import load_config
     from curation.engine import make_step, run_step
-    from curation.runtime import ray_session
     from curation.steps import write_verdicts
     from curation.workspace import Workspace
 
     config = load_config(overrides=case.overrides)
     workspace = Workspace.open(workspace_folder, create=True)
-    with ray_session(config) as executor:
+    with running_ray(config, case.steps) as executor:
         for name in case.steps:
             if name == "encode":
                 plant(workspace, config, picture_side=64)

@@ -18,11 +18,10 @@ from statistics import median as middle
 
 import ray
 from _inputs import copy_workspace, looped_demo, plant, tiny_videos
-from _measure import cpus, median, show, show_machine, silent
+from _measure import cpus, median, running_ray, show, show_machine, silent
 
 from curation.config import Config, load_config
 from curation.engine import Executor, SerialExecutor, make_step, run_step
-from curation.runtime import ray_session
 from curation.workspace import Workspace
 
 STRIDE = ("split.by=stride", "split.max_s=5", "split.min_s=1")
@@ -99,7 +98,7 @@ def main() -> None:
         for _ in range(options.repeats):
             for step in options.steps:
                 walls[step, 0].append(once(step, 0, SerialExecutor()))
-            with ray_session(load_config()) as executor:
+            with running_ray(load_config(), STEPS) as executor:
                 once("ingest", cpus(), executor)
                 for step in options.steps:
                     for workers in (1, 2):

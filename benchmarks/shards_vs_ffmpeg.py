@@ -14,24 +14,25 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median as middle
 from unittest import mock
 
 import imageio_ffmpeg
 from _inputs import looped_demo, own_or, plant
-from _measure import Stopwatch, cpus, median, show, show_machine, silent, timed
+from _measure import Stopwatch, cpus, median, running_ray, show, show_machine, silent, timed
 
 from curation.config import Config, load_config
 from curation.engine import Executor, make_step, run_step
 from curation.pack import read_manifest
-from curation.runtime import ray_session
 from curation.steps import clips_of, write_verdicts
 from curation.workspace import Workspace
 from stages.media import UnreadableVideo, encode_clip, local_path
 from stages.records import Clip, Source
 
 Pair = tuple[Clip, Source]
+STEPS = ("ingest", "split", "select", "encode", "pack")
 
 
 def engine(videos: Sequence[Path], config: Config, folder: Path, executor: Executor) -> tuple[Stopwatch, Workspace]:
@@ -39,16 +40,15 @@ def engine(videos: Sequence[Path], config: Config, folder: Path, executor: Execu
     watch = Stopwatch()
     with watch.time("open workspace"):
         workspace = Workspace.open(folder, create=True)
-    for name in ("ingest", "split", "select", "encode", "pack"):
+    for name in STEPS:
         if name == "select":
             plant(workspace, config)
         with watch.time(name):
             step = make_step(name, config, workspace, [str(video) for video in videos])
             if step is None:
                 write_verdicts(workspace, config)
-            elif report := run_step(step, executor, silent()):
-                if report.failed:
-                    raise SystemExit(f"{report.failed} items failed in {name}")
+            elif (report := run_step(step, executor, silent())).failed:
+                raise SystemExit(f"{report.failed} items failed in {name}")
     with watch.time("tidy"):
         workspace.tidy()
     return watch, workspace
@@ -125,45 +125,34 @@ def main() -> None:
         "--processes", type=int, default=cpus(), metavar="N", help="ffmpeg commands at a time (default: one per CPU)"
     )
     options = parser.parse_args()
-    config = load_config(
-        overrides=["split.by=stride", f"split.max_s={options.clip}", f"split.min_s={options.clip / 2}"]
-    )
+    stride = ("split.by=stride", f"split.max_s={options.clip}", f"split.min_s={options.clip / 2}")
+    config = load_config(overrides=stride)
     show_machine()
+    rounds: dict[str, list[Stopwatch]] = {"new": [], "used": []}
+    bare: dict[str, list[float]] = {"plain": [], "own": []}
     with tempfile.TemporaryDirectory(prefix="s2v-benchmark-") as name:
         folder = Path(name)
+        (folder / "mp4").mkdir()
         videos = own_or(options.videos, [] if options.videos else looped_demo(folder, options.count, options.seconds))
-        plain: list[float] = []
-        own: list[float] = []
-        rounds: dict[str, list[Stopwatch]] = {"new": [], "used": []}
         for number in range(options.repeats):
-            with ray_session(config) as executor:
+            with running_ray(config, STEPS) as executor:
                 for workers, watches in rounds.items():
                     watch, workspace = engine(videos, config, folder / f"{workers}-{number}", executor)
                     watches.append(watch)
             pairs = clips_of(workspace)
-            (folder / "mp4").mkdir(exist_ok=True)
-            own.append(timed(lambda: run_all(own_commands(pairs, config, folder / "mp4"), options.processes)))  # noqa: B023
-            plain.append(timed(lambda: run_all(plain_commands(pairs, config, folder / "mp4"), options.processes)))  # noqa: B023
+            for label, commands in (("plain", plain_commands), ("own", own_commands)):
+                run = partial(run_all, commands(pairs, config, folder / "mp4"), options.processes)
+                bare[label].append(timed(run))
         samples = sum(read_manifest(workspace)["samples"].values())
-    bare = middle(plain)
     seconds = sum(clip.end_s - clip.start_s for clip, _ in pairs)
-    totals = {workers: [watch.total for watch in watches] for workers, watches in rounds.items()}
-    rows = [
-        (f"ffmpeg as one would type it, {options.processes} at a time", median(plain), 1.0, seconds / bare),
-        ("ffmpeg with the engine's own commands", median(own), middle(own) / bare, seconds / middle(own)),
-        (
-            "engine, Ray just started",
-            median(totals["new"]),
-            middle(totals["new"]) / bare,
-            seconds / middle(totals["new"]),
-        ),
-        (
-            "engine, a second run in that Ray",
-            median(totals["used"]),
-            middle(totals["used"]) / bare,
-            seconds / middle(totals["used"]),
-        ),
-    ]
+    measured = {
+        f"ffmpeg as one would type it, {options.processes} at a time": bare["plain"],
+        "ffmpeg with the engine's own commands": bare["own"],
+        "engine, Ray just started": [watch.total for watch in rounds["new"]],
+        "engine, a second run in that Ray": [watch.total for watch in rounds["used"]],
+    }
+    yardstick = middle(bare["plain"])
+    rows = [(label, median(took), middle(took) / yardstick, seconds / middle(took)) for label, took in measured.items()]
     show(
         f"{len(videos)} videos into {len(pairs)} clips ({samples} samples in shards), {seconds:.0f} s of video",
         ["", "seconds", "ratio", "video s / s"],

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from curation.config import fingerprint
 from curation.guard import Item, Stage
+from curation.shards import INDEX_SCHEMA, read_index, read_manifest
 from curation.steps import (
     REFERENCE_NUMBERS,
     REVISION,
@@ -36,7 +37,6 @@ from curation.steps import (
     row_ids,
     videos_of,
 )
-from curation.workspace import Workspace
 from stages.pair import same_individuals
 from stages.records import Annotation, Clip, Encoding, Record, Reference, Score, Subject
 from stages.sample import SampleSpec, plan_samples, split_by_identity
@@ -45,26 +45,6 @@ NEXT = ".next"
 """Folder of shards that are written but not yet published."""
 
 SHARD_NAME = re.compile(r"(train|val)-\d{6,}\.tar")
-
-INDEX_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("split", pa.string()),
-        ("shard", pa.string()),
-        ("caption", pa.string()),
-        ("width", pa.int64()),
-        ("height", pa.int64()),
-        ("frames", pa.int64()),
-        ("fps", pa.float64()),
-        ("subjects", pa.int64()),
-        ("references", pa.int64()),
-        (
-            "members",
-            pa.list_(pa.struct([("extension", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])),
-        ),
-    ]
-)
-"""One row per sample. ``offset`` is where a member's bytes begin in its shard, so that any can be read alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,24 +268,6 @@ class Pack(Step):
             "references": len(spec.pictures),
             "members": [_add_member(tar, spec.key, extension, data) for extension, data in members],
         }
-
-
-def read_manifest(workspace: Workspace) -> dict[str, Any]:
-    """The published manifest; empty if nothing was packed yet."""
-    if not workspace.exists("shards", "manifest.json"):
-        return {}
-    with workspace.filesystem.open(workspace.path("shards", "manifest.json"), "r") as file:
-        manifest: dict[str, Any] = json.load(file)
-    return manifest
-
-
-def read_index(workspace: Workspace) -> list[dict[str, Any]]:
-    """The published index's rows; empty if nothing was packed yet."""
-    if not workspace.exists("shards", "index.parquet"):
-        return []
-    with workspace.filesystem.open(workspace.path("shards", "index.parquet"), "rb") as file:
-        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
-    return rows
 
 
 def _add_member(tar: tarfile.TarFile, key: str, extension: str, data: bytes) -> dict[str, Any]:

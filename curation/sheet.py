@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 from PIL import Image as PILImage
 
-from curation.pack import read_manifest
+from curation.shards import read_manifest
 from curation.stats import stand_ins
 from curation.steps import clips_with_references, kept_ids
 from curation.tiles import (

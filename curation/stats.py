@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from curation.shards import read_index, read_manifest
 from curation.workspace import Workspace
 from stages.records import Annotation, Clip, Failure, Record, Reference, Source, Subject, Verdict
 
@@ -19,6 +20,9 @@ STAND_INS = {
     "colour_texture": "likeness of objects is colour and texture, not a network's",
     "quilting": "backgrounds are quilted from the picture's own pixels, not painted by a network",
 }
+
+TRANSITION = "transition"
+"""Why the frames between two shots are in no clip."""
 
 
 @dataclass(slots=True)
@@ -51,8 +55,6 @@ class Stats:
 
 def collect(workspace: Workspace) -> Stats:
     """Count what the tables and the manifest say."""
-    from curation.pack import read_index, read_manifest
-
     sources = _rows(workspace, Source, "source_id", "video_id", "duration_s", "licence")
     videos = {row["video_id"]: row for row in sources}
     failures = _rows(workspace, Failure, "step", "error")
@@ -62,8 +64,9 @@ def collect(workspace: Workspace) -> Stats:
     inputs = Level("inputs", len(sources) + sum(unreadable.values()), len(videos), unreadable)
     if len(sources) > len(videos):
         inputs.reasons["duplicate"] = len(sources) - len(videos)
-    clips = _level("clips", verdicts, "clip")
-    undecided = workspace.table(Clip).count_rows() - clips.found
+    stretches = Level("stretches of video", *_clips_cut(workspace))
+    clips = _level("clips", [row for row in verdicts if row["reasons"] != [TRANSITION]], "clip")
+    undecided = stretches.kept - clips.found
     if undecided:
         clips.found += undecided
         clips.reasons["not decided yet"] = undecided
@@ -77,6 +80,7 @@ def collect(workspace: Workspace) -> Stats:
     return Stats(
         levels=[
             inputs,
+            stretches,
             clips,
             with_subjects,
             _level("subjects", verdicts, "subject"),
@@ -117,7 +121,7 @@ def show(stats: Stats, workspace: Workspace, console: Console) -> None:
         )
         for shard in stats.shards:
             console.print(f"  {workspace.path('shards', shard['file'])}  {shard['samples']} samples", soft_wrap=True)
-    elif stats.levels[1].found:
+    elif stats.levels[2].found:
         console.print("no samples yet: the last column says what stopped them; `s2v select --what-if` tries thresholds")
     for text in stats.stand_ins:
         console.print(f"stand-in: {text}", style="yellow")
@@ -133,6 +137,12 @@ def show_failures(workspace: Workspace, console: Console) -> None:
     for row in sorted(workspace.records(Failure), key=lambda row: (row.step, row.uri)):
         table.add_row(row.step, row.uri, row.error, row.message)
     console.print(table if table.row_count else "no failures")
+
+
+def _clips_cut(workspace: Workspace) -> tuple[int, int, Counter[str]]:
+    dropped = workspace.column(Clip, "dropped")
+    transitions = dropped.count(TRANSITION)
+    return len(dropped), len(dropped) - transitions, Counter({TRANSITION: transitions} if transitions else {})
 
 
 def _with_subjects(workspace: Workspace, verdicts: Iterable[dict[str, Any]]) -> tuple[int, int, Counter[str]]:

@@ -43,6 +43,8 @@ class IdentityRule(Section):
     """Least cosine: below it lie other individuals."""
     max: float = Field(ge=-1, le=1)
     """Largest cosine: above it lie copies."""
+    min_face: float = Field(0.0, ge=0, le=1)
+    """Least detector score of both faces: the embedding of an unsure face is anybody's."""
     scope: Literal["anywhere", "same_video", "other_video"] = "anywhere"
     """Which clips may be paired: any other clip, only those of the same video, or only those of other videos."""
 
@@ -154,7 +156,7 @@ def _compared(
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for subject in subjects:
         rule = config.rules.get(subject["category"])
-        if rule is not None and rule.by != "none" and subject[_embedding_column(rule)] is not None:
+        if rule is not None and _can_prove(subject, rule):
             # People are compared across words (a "man" may be a "chef" elsewhere): the face decides.
             groups[subject["category"], "" if rule.by == "face" else subject["word"]].append(subject)
     for (category, _), members in sorted(groups.items()):
@@ -165,6 +167,10 @@ def _compared(
             block = np.round(vectors[start : start + SIMILARITY_BLOCK] @ vectors.T, DECIMALS)
             for target, cosines in zip(members[start:], block, strict=False):
                 yield rule, members, target, cosines
+
+
+def _can_prove(subject: Row, rule: IdentityRule) -> bool:
+    return rule.by != "none" and subject[f"{rule.by}_embedding"] is not None and subject["face"] >= rule.min_face
 
 
 def _in_scope(target: Row, source: Row, videos: Mapping[str, str], rule: IdentityRule) -> bool:

@@ -48,7 +48,9 @@ def write_video(
     """Discs with rings that wander over a grey, grainy ground that pans."""
     random = np.random.default_rng(seed)
     coarse = random.integers(60, 200, (HEIGHT // 24, WIDTH // 16), dtype=np.uint8)
-    ground = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST) + random.normal(0, 12, (HEIGHT, WIDTH))
+    ground = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST) + random.normal(
+        0, 12, (HEIGHT, WIDTH)
+    )
     ground = np.repeat(np.clip(ground, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
     y, x = np.mgrid[-RADIUS : RADIUS + 1, -RADIUS : RADIUS + 1]
     far = np.hypot(x, y)[..., None]

@@ -56,9 +56,8 @@ def _note(task: str, items: Sequence[object]) -> None:
 
 def colourful(image: Image) -> Mask:
     """Where the discs are: everything else in the synthetic videos is grey."""
-    high, low = image.max(axis=2).astype(int), image.min(axis=2).astype(int)
-    mask = ((high - low) * 2 > high) & (high > 20)
-    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((7, 7), np.uint8)) > 0
+    mask = cv2.inRange(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), (0, 128, 20), (180, 255, 255))
+    return cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((7, 7), np.uint8)) > 0
 
 
 class Fake:

@@ -4,8 +4,9 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import av
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 import curation.engine
 import curation.steps
-from curation.engine import SPREAD, SerialExecutor, group, make_step
+from curation.engine import SPREAD, SerialExecutor, group
 from curation.guard import Item
 from curation.pack import read_index, read_manifest
 from curation.workspace import Workspace
@@ -227,7 +228,9 @@ class TestChangedConfig:
         self, workspace, configure, config, videos, curate, table_of, clip_ids, shard_files
     ) -> None:
         files = shard_files(workspace)
-        brightness = {name: table_of(workspace, Score)[clip]["brightness"] for name, (clip,) in clip_ids(workspace).items()}
+        brightness = {
+            name: table_of(workspace, Score)[clip]["brightness"] for name, (clip,) in clip_ids(workspace).items()
+        }
         least = sorted(brightness[name] for name in "abcd")[1]
         curate(workspace, configure({"select.clip.min_brightness": least}), [videos])
         kept = {row["key"] for row in read_index(workspace)}
@@ -243,7 +246,9 @@ class TestChangedConfig:
         assert set(calls()) <= {"inpainter", "embedder"}
         assert shard_files(workspace) == files
 
-    def test_another_prompt_repaints_and_does_nothing_else(self, workspace, configure, videos, curate, all_rows) -> None:
+    def test_another_prompt_repaints_and_does_nothing_else(
+        self, workspace, configure, videos, curate, all_rows
+    ) -> None:
         before = all_rows(workspace)
         curate(workspace, configure({"references.inpainted.prompt": "the sea"}), [videos])
         after = all_rows(workspace)
@@ -275,7 +280,7 @@ class TestChangedConfig:
         curate(workspace, configure({"models.text.strength": 2}), [videos])
         after = all_rows(workspace)
         assert set(calls()) == {"text"}
-        assert len(calls()) and len(given("text")) == 15
+        assert len(given("text")) == 15
         assert without(after, Score) == without(before, Score)
         assert {key: {**row, "fingerprint": ""} for key, row in after[Score].items()} == {
             key: {**row, "fingerprint": ""} for key, row in before[Score].items()
@@ -291,7 +296,7 @@ class TestChangedConfig:
         shorter = configure({"split.max_s": 3})
         curate(workspace, shorter, [videos])
         after, ids, names = all_rows(workspace), clip_ids(workspace), clip_names(workspace, shorter)
-        assert len(calls()) and len(given("shots")) == 5
+        assert len(given("shots")) == 5
         assert {name: clips for name, clips in ids.items() if name != "b"} == {
             name: clips for name, clips in old_ids.items() if name != "b"
         }
@@ -365,11 +370,8 @@ def test_shards_do_not_depend_on_order_units_batches_or_rounds(
     finished, empty, configure, videos, curate, shard_files, all_rows
 ) -> None:
     step = {"unit_items": 1, "unit_seconds": 1}
-    annotate = {
-        "operators": [{"stages": ["look", "score", "ground"], "batch": 3}, {"stages": ["segment", "describe"], "batch": 1}],
-        "unit_items": 3,
-        "unit_seconds": 1000,
-    }  # fmt: skip
+    first, second = {"stages": ["look", "score", "ground"], "batch": 3}, {"stages": ["segment", "describe"]}
+    annotate = {"operators": [first, second], "unit_items": 3, "unit_seconds": 1000}
     other = configure(
         {
             "runtime.ingest": {"operators": [{"stages": ["ingest"], "batch": 2}], "unit_items": 3},
@@ -384,10 +386,10 @@ def test_shards_do_not_depend_on_order_units_batches_or_rounds(
     curate(empty, other, [paths[1], paths[3], paths[2]])
     assert 0 < len(read_index(empty)) < 4
     curate(empty, other, paths)
-    first = Workspace.open(finished.folder)
-    assert shard_files(empty) == shard_files(first)
+    whole = Workspace.open(finished.folder)
+    assert shard_files(empty) == shard_files(whole)
     assert {name.rpartition(".")[2] for name in shard_files(empty)} == {"tar", "parquet", "json"}
-    assert all_rows(empty) == all_rows(first)
+    assert all_rows(empty) == all_rows(whole)
 
 
 class TestFailures:
@@ -447,7 +449,9 @@ class TestFailures:
         assert len(read_index(workspace)) == 4
         assert sum(row["references"] for row in read_index(workspace)) == 26
 
-    def test_another_config_tries_again_by_itself(self, workspace, configure, config, videos, curate, clip_names) -> None:
+    def test_another_config_tries_again_by_itself(
+        self, workspace, configure, config, videos, curate, clip_names
+    ) -> None:
         (strange,) = clip_names(workspace, config)["c"]
         POISON["detector"].add(strange)
         curate(workspace, configure({"models.detector.strength": 2}), [videos])
@@ -487,7 +491,9 @@ class TestFailures:
         assert len(table_of(empty, Source)) == 1
         assert empty.records(Failure) == [], "the failure outlives the file that failed"
 
-    def test_of_clips_that_are_gone_are_forgotten(self, workspace, configure, config, videos, curate, clip_names) -> None:
+    def test_of_clips_that_are_gone_are_forgotten(
+        self, workspace, configure, config, videos, curate, clip_names
+    ) -> None:
         POISON["detector"] |= clip_names(workspace, config)["b"]
         curate(workspace, configure({"models.detector.strength": 2}), [videos])
         assert len(workspace.records(Failure)) == 2
@@ -513,8 +519,15 @@ class Stops(SerialExecutor):
 
 
 REMADE = {
-    **{f"models.{task}.strength": 2 for task in ("shots", "text", "detector", "inpainter")},
-    "pack.crf": 40,
+    "split": {"models.shots.strength": 2},
+    "annotate": {"models.text.strength": 2, "models.detector.strength": 2},
+    "references": {"models.inpainter.strength": 2},
+    "encode": {"pack.crf": 40},
+    "pack": {"pack.shard_samples": 1},
+}
+"""Per step, a change that makes it do all its work again."""
+
+ONE_BY_ONE = {
     # A unit for each item, committed at once.
     **{
         f"runtime.{step}": {"operators": [{"stages": stages}], "unit_items": 1}
@@ -531,45 +544,53 @@ REMADE = {
 
 
 @pytest.fixture(scope="module")
-def undisturbed(finished, videos, run_apart, tmp_path_factory) -> Workspace:
-    """What a run that remakes everything makes if nothing disturbs it."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "workspace"
-    return run_apart(shutil.copytree(finished.folder, folder), REMADE, [videos])
+def undisturbed(finished, videos, run_apart, tmp_path_factory):
+    """``undisturbed(step)``: the workspace of a run that remakes that step and ends well."""
+
+    @cache
+    def run(step: str) -> Workspace:
+        folder = tmp_path_factory.mktemp("undisturbed") / "workspace"
+        return run_apart(shutil.copytree(finished.folder, folder), REMADE[step], [videos])
+
+    return run
 
 
 class TestInterrupted:
-    """A run that remakes everything dies at one point or another; the next run ends as if nothing had happened."""
+    """A run that remakes a step dies at one point or another; the next run ends as if nothing had happened."""
 
     @pytest.fixture
-    def assert_recovers(self, workspace, undisturbed, configure, videos, curate, all_rows, shard_files):
-        def check(executor: SerialExecutor | None = None) -> None:
-            curate(workspace, configure(REMADE), [videos], executor=executor)
-            assert all_rows(workspace) == all_rows(undisturbed)
-            assert shard_files(workspace) == shard_files(undisturbed)
+    def remake(self, workspace, configure, videos, curate):
+        """``remake(step, executor=None)``: run with that step's change."""
+
+        def run(step: str, executor: SerialExecutor | None = None) -> None:
+            curate(workspace, configure(REMADE[step] | ONE_BY_ONE), [videos], executor=executor)
+
+        return run
+
+    @pytest.fixture
+    def assert_recovers(self, workspace, undisturbed, remake, all_rows, shard_files):
+        def check(step: str = "annotate") -> None:
+            whole = undisturbed(step)
+            forget()
+            remake(step)
+            assert all_rows(workspace) == all_rows(whole)
+            assert shard_files(workspace) == shard_files(whole)
 
         return check
 
     @pytest.mark.parametrize(
-        ("step", "after"), [("split", 2), ("annotate", 0), ("annotate", 3), ("references", 2), ("encode", 1), ("pack", 1)]
+        ("step", "after"),
+        [("split", 2), ("annotate", 0), ("annotate", 3), ("references", 2), ("encode", 1), ("pack", 1)],
     )
-    def test_between_units(self, workspace, configure, videos, curate, assert_recovers, step, after) -> None:
+    def test_between_units(self, workspace, remake, assert_recovers, table_of, step, after) -> None:
         with pytest.raises(Killed):
-            curate(workspace, configure(REMADE), [videos], executor=Stops(step, after))
-        assert_recovers()
-
-    def test_what_was_committed_is_not_done_again(self, workspace, configure, videos, curate, table_of) -> None:
-        with pytest.raises(Killed):
-            curate(workspace, configure(REMADE), [videos], executor=Stops("annotate", 3))
-        done = set(table_of(workspace, Score))
-        assert len(done) == 3
-        forget()
-        curate(workspace, configure(REMADE), [videos])
-        assert len(given("text")) == 3 * (5 - len(done))
+            remake(step, Stops(step, after))
+        assert_recovers(step)
+        if step == "annotate":
+            assert len(given("text")) == 3 * (5 - after), "what was committed is done again"
 
     @pytest.mark.parametrize("dies_at", [1, 3])
-    def test_in_the_middle_of_a_step_without_a_last_word(
-        self, workspace, configure, videos, curate, assert_recovers, monkeypatch, dies_at
-    ) -> None:
+    def test_in_the_middle_of_a_step_without_a_last_word(self, remake, assert_recovers, monkeypatch, dies_at) -> None:
         commits = []
 
         def commit(step, results) -> None:
@@ -580,14 +601,15 @@ class TestInterrupted:
             whole(step, results)
 
         whole = curation.engine._commit
-        with monkeypatch.context() as patch, pytest.raises(Killed):
+        with monkeypatch.context() as patch:
             patch.setattr(curation.engine, "_commit", commit)
-            curate(workspace, configure(REMADE), [videos])
+            with pytest.raises(Killed):
+                remake("annotate")
         assert_recovers()
 
     @pytest.mark.parametrize("missing", [Score, Annotation])
     def test_between_the_tables_of_a_step(
-        self, workspace, configure, videos, curate, assert_recovers, table_of, monkeypatch, missing
+        self, workspace, remake, assert_recovers, table_of, monkeypatch, missing
     ) -> None:
         dying = False
 
@@ -600,38 +622,38 @@ class TestInterrupted:
             dying = dying or (record is Subject and bool(fragments))
 
         whole = Workspace.commit
-        with monkeypatch.context() as patch, pytest.raises(Killed):
+        with monkeypatch.context() as patch:
             patch.setattr(Workspace, "commit", commit)
-            curate(workspace, configure(REMADE), [videos])
-        orphans = {row["clip_id"] for row in table_of(workspace, Subject).values()} - set(table_of(workspace, Annotation))
+            with pytest.raises(Killed):
+                remake("annotate")
+        orphans = {row["clip_id"] for row in table_of(workspace, Subject).values()} - set(
+            table_of(workspace, Annotation)
+        )
         assert orphans, "the run was to die after committing subjects"
         assert_recovers()
 
-    def test_before_tidying(self, workspace, configure, videos, curate, assert_recovers, monkeypatch) -> None:
+    def test_before_tidying(self, remake, assert_recovers, monkeypatch) -> None:
         def tidy(workspace) -> None:
             raise Killed
 
-        with monkeypatch.context() as patch, pytest.raises(Killed):
+        with monkeypatch.context() as patch:
             patch.setattr(Workspace, "tidy", tidy)
-            curate(workspace, configure(REMADE), [videos])
-        forget()
+            with pytest.raises(Killed):
+                remake("annotate")
         assert_recovers()
         assert calls() == {}
 
-    def test_notes_of_a_dead_run_say_nothing(self, workspace, configure, videos, assert_recovers) -> None:
-        config = configure(REMADE)
-        keys = [item.key for item in make_step("annotate", config, workspace).plan()]
-        keys += [clip for clip in workspace.column(Clip, "clip_id")]
+    def test_notes_of_a_dead_run_say_nothing(self, workspace, assert_recovers) -> None:
         folder = Path(workspace.path("attempts"))
         folder.mkdir(exist_ok=True)
-        for key in keys:
+        for key in workspace.column(Clip, "clip_id"):
             (unit,) = group([Item(key, "", 1.0, None)], 10, 1)
             note = {"busy": [key], "reason": "Timeout", "deaths": {key: 9}, "timeouts": [key]}
             (folder / f"annotate-0-{unit.unit_id}").write_text(json.dumps(note))
         assert_recovers()
         assert not list(folder.glob("*"))
 
-    def test_files_that_no_table_knows_are_swept_up(self, workspace, configure, assert_recovers) -> None:
+    def test_files_that_no_table_knows_are_swept_up(self, workspace, assert_recovers) -> None:
         row = workspace.records(Subject)[0]
         workspace.write_fragments(Subject, [replace(row, subject_id="never committed")])
         data = Path(workspace.path("tables", "subjects.lance", "data"))

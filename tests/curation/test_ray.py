@@ -20,7 +20,7 @@ from rich.console import Console
 from curation.config import load_config
 from curation.engine import STEPS, SerialExecutor, run_step, run_steps
 from curation.guard import Stage
-from curation.pack import read_manifest
+from curation.shards import read_manifest
 from curation.progress import Progress
 from curation.steps import Each, Ingest
 from curation.workspace import Workspace
