@@ -141,6 +141,20 @@ class RuntimeConfig(Section):
     store_gb: float | None = Field(None, gt=0)
     """Memory of Ray's object store on a local start, in GB; null lets Ray choose."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, raw: Any) -> Any:
+        """What a step's section leaves out is that step's own default, not that of any step."""
+        if not isinstance(raw, Mapping):
+            return raw
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        return {
+            name: {**defaults[name].model_dump(), **value}
+            if isinstance(defaults.get(name), StepRuntime) and isinstance(value, Mapping)
+            else value
+            for name, value in raw.items()
+        }
+
     @model_validator(mode="after")
     def _stages_complete(self) -> RuntimeConfig:
         for step in ("ingest", "split", "annotate", "references", "encode", "pack"):

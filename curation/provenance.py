@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.tree import Tree
 
+from curation.stats import literal
 from curation.workspace import Workspace
 from stages.records import RECORDS, Annotation, Clip, Record, Reference, Score, Source, Subject, Verdict
 
@@ -20,13 +21,15 @@ def show_row(workspace: Workspace, wanted: str, console: Console) -> bool:
     """Print the row, its verdict and its ancestors; says so and returns false if no table has such an id."""
     chain = list(trace(workspace, wanted))
     if not chain:
-        console.print(f"no table of {workspace.uri} has a row with the id {wanted!r}")
+        console.print(literal(f"no table of {workspace.uri} has a row with the id {wanted!r}"))
         return False
-    tree = Tree(f"[bold]{wanted}[/bold]")
+    title = literal(wanted)
+    title.stylize("bold")
+    tree = Tree(title)
     for record, row in chain:
         branch = tree.add(f"[bold]{record.table}[/bold]")
         for name, value in row.items():
-            branch.add(f"{name}: {_short(value)}")
+            branch.add(literal(f"{name}: {_short(value)}"))
     console.print(tree, highlight=False)
     return True
 
@@ -75,5 +78,5 @@ def _short(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list) and value and isinstance(value[0], bytes | dict):
         return f"{len(value)} entries"
-    text = "".join(letter if letter.isprintable() else "?" for letter in str(value)).replace("[", "\\[")
+    text = str(value).replace("\n", " ")
     return text if len(text) <= WIDEST else text[:WIDEST] + "..."

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from curation.shards import read_index, read_manifest
 from curation.workspace import Workspace
@@ -104,7 +105,9 @@ def collect(workspace: Workspace) -> Stats:
 
 def show(stats: Stats, workspace: Workspace, console: Console) -> None:
     """Print the funnel."""
-    table = Table("", "found", "kept", "share", "why not", title=f"Funnel of {workspace.uri}", title_justify="left")
+    table = Table(
+        "", "found", "kept", "share", "why not", title=literal(f"Funnel of {workspace.uri}"), title_justify="left"
+    )
     for column in (1, 2, 3):
         table.columns[column].justify = "right"
     for level in stats.levels:
@@ -120,14 +123,17 @@ def show(stats: Stats, workspace: Workspace, console: Console) -> None:
             f"{total / 1e6:.1f} MB in {len(stats.shards)} shards:"
         )
         for shard in stats.shards:
-            console.print(f"  {workspace.path('shards', shard['file'])}  {shard['samples']} samples", soft_wrap=True)
+            path = workspace.path("shards", shard["file"])
+            console.print(literal(f"  {path}  {shard['samples']} samples"), soft_wrap=True)
     elif stats.levels[2].found:
         console.print("no samples yet: the last column says what stopped them; `s2v select --what-if` tries thresholds")
     for text in stats.stand_ins:
         console.print(f"stand-in: {text}", style="yellow")
     if stats.failures:
         console.print(
-            f"{stats.failures} failures: `s2v failures --workspace {workspace.uri}`", style="red", soft_wrap=True
+            literal(f"{stats.failures} failures: `s2v failures --workspace {workspace.uri}`"),
+            style="red",
+            soft_wrap=True,
         )
 
 
@@ -135,8 +141,13 @@ def show_failures(workspace: Workspace, console: Console) -> None:
     """Print what could not be done."""
     table = Table("step", "where", "error", "message")
     for row in sorted(workspace.records(Failure), key=lambda row: (row.step, row.uri)):
-        table.add_row(row.step, row.uri, row.error, row.message)
+        table.add_row(*map(literal, (row.step, row.uri, row.error, row.message)))
     console.print(table if table.row_count else "no failures")
+
+
+def literal(text: str) -> Text:
+    """Text from outside as it stands: brackets are no markup, and nothing in it steers the terminal."""
+    return Text("".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text))
 
 
 def _clips_cut(workspace: Workspace) -> tuple[int, int, Counter[str]]:

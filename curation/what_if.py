@@ -46,17 +46,25 @@ def _outcome(workspace: Workspace, select: SelectConfig) -> Counter[str]:
         select,
     )
     return _count(
-        verdicts, {row["subject_id"]: row["clip_id"] for row in subjects}, set(workspace.column(Annotation, "clip_id"))
+        verdicts,
+        {row["subject_id"]: row["clip_id"] for row in subjects},
+        {row["reference_id"]: row["subject_id"] for row in references},
+        set(workspace.column(Annotation, "clip_id")),
     )
 
 
-def _count(verdicts: list[Verdict], clip_of: dict[str, str], annotated: set[str]) -> Counter[str]:
+def _count(
+    verdicts: list[Verdict], clip_of: dict[str, str], subject_of: dict[str, str], annotated: set[str]
+) -> Counter[str]:
     count: Counter[str] = Counter()
     samples = set()
+    shown = {subject_of[verdict.id] for verdict in verdicts if verdict.kind == "reference" and verdict.keep}
+    # A subject that no reference was made of yet will get some; one whose references all fail makes no sample.
+    shown |= clip_of.keys() - set(subject_of.values())
     for verdict in verdicts:
         count.update(f"{verdict.kind}: {reason}" for reason in verdict.reasons)
         count[f"{verdict.kind}s"] += verdict.keep
-        if verdict.kind == "subject" and verdict.keep:
+        if verdict.kind == "subject" and verdict.keep and verdict.id in shown:
             samples.add(clip_of[verdict.id])
         if verdict.kind == "clip" and verdict.keep and verdict.id not in annotated:
             count["unseen"] += 1

@@ -51,14 +51,19 @@ class Workspace:
         """Open a workspace; with ``create`` make it and its empty tables if they are not there.
 
         Raises:
-            WorkspaceError: if there is none at ``uri`` (without ``create``), or its tables have another schema.
+            WorkspaceError: if there is none at ``uri`` (without ``create``) or none can be made there, or if its tables
+                have another schema.
         """
         text = str(uri)
         workspace = cls(text if "://" in text else str(Path(text).expanduser().resolve()))
         if not create and not workspace.exists("tables"):
             raise WorkspaceError(f"{text} is no workspace: it has no folder `tables`. `s2v curate` makes one.")
         if create:
-            workspace._make_tables()
+            try:
+                workspace._make_tables()
+            except OSError as error:
+                raise WorkspaceError(f"{text} cannot be made a workspace: {error}") from error
+        workspace._check_tables()
         return workspace
 
     def path(self, *parts: str) -> str:
@@ -192,12 +197,20 @@ class Workspace:
     def _table_uri(self, record: type[Record]) -> str:
         return self.path("tables", f"{record.table}.lance")
 
+    def _has_table(self, record: type[Record]) -> bool:
+        return self.exists("tables", f"{record.table}.lance", "_versions")
+
     def _make_tables(self) -> None:
         self.filesystem.makedirs(self.path("tables"), exist_ok=True)
         for record in RECORDS.values():
-            if not self.exists("tables", f"{record.table}.lance", "_versions"):
+            if not self._has_table(record):
                 lance.write_dataset(record.schema().empty_table(), self._table_uri(record), schema=record.schema())
-            elif self.table(record).schema != record.schema():
+
+    def _check_tables(self) -> None:
+        for record in RECORDS.values():
+            if not self._has_table(record):
+                raise WorkspaceError(f"{self.uri} lacks the table `{record.table}`. `s2v curate` makes it.")
+            if self.table(record).schema != record.schema():
                 raise WorkspaceError(
                     f"{self._table_uri(record)} was made by another version of this software: its columns differ "
                     f"({_difference(self.table(record).schema, record.schema())}). Choose a new --workspace."

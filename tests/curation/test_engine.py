@@ -20,7 +20,7 @@ import curation.engine
 import curation.steps
 from curation.engine import SPREAD, SerialExecutor, group
 from curation.guard import Item
-from curation.pack import read_index, read_manifest
+from curation.shards import read_index, read_manifest
 from curation.workspace import Workspace
 from stages.media import encode_clip, stream_frames
 from stages.records import (

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import lance
@@ -61,8 +61,6 @@ class TestOpen:
         assert not (tmp_path / "nowhere").exists()
 
     def test_finishes_a_workspace_that_was_being_made(self, empty, tmp_path) -> None:
-        import shutil
-
         shutil.rmtree(empty.path("tables", "failures.lance"))
         shutil.rmtree(empty.path("tables", "clips.lance", "_versions"))
         again = Workspace.open(empty.uri, create=True)
@@ -84,8 +82,6 @@ class TestOpen:
             Workspace.open(empty.uri, create=True)
 
     def test_a_table_that_is_not_there(self, empty) -> None:
-        import shutil
-
         shutil.rmtree(empty.path("tables", "failures.lance"))
         with pytest.raises(UserError, match="failures"):
             Workspace.open(empty.uri)
@@ -270,4 +266,4 @@ def test_uris_work_like_paths(tmp_path) -> None:
     with workspace.writing("shards", "a.txt") as file:
         file.write_text("b")
     assert (tmp_path / "w" / "shards" / "a.txt").read_text() == "b"
-    assert Workspace.open(tmp_path / "w").records(Verdict) == [replace(verdict("a"))]
+    assert Workspace.open(tmp_path / "w").records(Verdict) == [verdict("a")]

@@ -291,6 +291,15 @@ def test_scores_from_before_decide_as_new_ones_do(video: Source) -> None:
     assert (house.text.shown, house.detector.times) == (0, [])
 
 
+def test_a_clip_annotated_before_only_gets_its_scores(video: Source) -> None:
+    house = House()
+    before = blank(Annotation, clip_id="clip-0", caption="A dog.", subjects=1)
+    (done,) = house.run(work(video, annotation=before))
+    assert done.score is not None
+    assert (done.annotation, done.subjects, done.view) == (before, [], None)
+    assert (house.text.shown, house.detector.times, house.segmenter.shown) == (3, [], 0)
+
+
 def test_without_a_caption_what_is_found_writes_it(video: Source) -> None:
     house = House()
     (done,) = house.run(work(video))

@@ -49,6 +49,7 @@ def subject(
         "word": word,
         "image_embedding": at(degrees),
         "face_embedding": None if face is None else at(face),
+        "face": 0.0 if face is None else 0.8,
         "frames": [{"image_embedding": at(frame)} for frame in frames],
         "best": best,
         "fingerprint": fingerprint,
@@ -157,6 +158,13 @@ def test_people_are_compared_by_face_whatever_they_are_called() -> None:
         person("d", None, word="man", degrees=20),
     ]
     assert pairs(everyone, rules(person=rule("face"))) == [("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")]
+
+
+def test_an_unsure_face_proves_nothing() -> None:
+    everyone = [person("a", 0), person("b", 30), {**person("c", 20), "face": 0.69}]
+    config = rules(person={**rule("face"), "min_face": 0.7})
+    assert pairs(everyone, config) == [("a", "b"), ("b", "a")]
+    assert list(same_individuals(everyone, config)) == [("clip-a", "clip-b")]
 
 
 def test_things_are_compared_by_looks_under_one_word() -> None:
