@@ -10,7 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,11 +42,6 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - started
-
-    @property
-    def total(self) -> float:
-        """Seconds of all names together."""
-        return sum(self.seconds.values())
 
 
 class Timed:
@@ -126,6 +121,18 @@ def bytes_written() -> int:
     return psutil.Process().io_counters().write_bytes
 
 
+def cpu_seconds() -> float:
+    """Processor time so far of this process, all that it started, and what these waited for the end of.
+
+    Unlike wall time it hardly depends on what else the machine is doing.
+    """
+    total = 0.0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:4])
+    return total
+
+
 def bytes_under(path: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -175,7 +182,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], n
         else:
             table.add_section()
     # A table in a file or a pipe must not be squeezed into 80 columns.
-    Console(width=None if sys.stdout.isatty() else 132).print(table)
+    Console(width=None if sys.stdout.isatty() else 132).print(table, new_line_start=True)
 
 
 def show_machine() -> None:

@@ -99,7 +99,8 @@ def main() -> None:
             for step in options.steps:
                 walls[step, 0].append(once(step, 0, SerialExecutor()))
             with running_ray(load_config(), STEPS) as executor:
-                once("ingest", cpus(), executor)
+                for _ in range(2):
+                    once("ingest", cpus(), executor)
                 for step in options.steps:
                     for workers in (1, 2):
                         walls[step, workers].append(once(step, workers, executor))

@@ -14,14 +14,14 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median as middle
 from unittest import mock
 
 import imageio_ffmpeg
 from _inputs import looped_demo, own_or, plant
-from _measure import Stopwatch, cpus, median, running_ray, show, show_machine, silent, timed
+from _measure import Stopwatch, cpu_seconds, cpus, median, running_ray, show, show_machine, silent
 
 from curation.config import Config, load_config
 from curation.engine import Executor, make_step, run_step
@@ -35,14 +35,30 @@ Pair = tuple[Clip, Source]
 STEPS = ("ingest", "split", "select", "encode", "pack")
 
 
-def engine(videos: Sequence[Path], config: Config, folder: Path, executor: Executor) -> tuple[Stopwatch, Workspace]:
-    """Seconds per step of a whole run into a new workspace."""
+@dataclass
+class Round:
+    """What a run took: seconds by step, and processor time of everything together."""
+
+    watch: Stopwatch
+    cpu: float
+
+    @property
+    def wall(self) -> float:
+        """Seconds of all steps."""
+        return sum(self.watch.seconds.values())
+
+
+def engine(videos: Sequence[Path], config: Config, folder: Path, executor: Executor) -> tuple[Round, Workspace]:
+    """A whole run into a new workspace."""
     watch = Stopwatch()
+    before, planting = cpu_seconds(), 0.0
     with watch.time("open workspace"):
         workspace = Workspace.open(folder, create=True)
     for name in STEPS:
         if name == "select":
+            started = cpu_seconds()
             plant(workspace, config)
+            planting = cpu_seconds() - started
         with watch.time(name):
             step = make_step(name, config, workspace, [str(video) for video in videos])
             if step is None:
@@ -51,7 +67,7 @@ def engine(videos: Sequence[Path], config: Config, folder: Path, executor: Execu
                 raise SystemExit(f"{report.failed} items failed in {name}")
     with watch.time("tidy"):
         workspace.tidy()
-    return watch, workspace
+    return Round(watch, cpu_seconds() - before - planting), workspace
 
 
 def plain_commands(pairs: Sequence[Pair], config: Config, folder: Path) -> list[list[str]]:
@@ -103,10 +119,12 @@ def own_commands(pairs: Sequence[Pair], config: Config, folder: Path) -> list[li
     return commands
 
 
-def run_all(commands: Sequence[Sequence[str]], processes: int) -> None:
+def bare(commands: Sequence[Sequence[str]], processes: int) -> Round:
     """Run commands, so many at a time."""
-    with ThreadPoolExecutor(processes) as pool:
+    watch, before = Stopwatch(), cpu_seconds()
+    with watch.time("ffmpeg"), ThreadPoolExecutor(processes) as pool:
         list(pool.map(lambda command: subprocess.run(command, check=True, capture_output=True), commands))
+    return Round(watch, cpu_seconds() - before)
 
 
 def main() -> None:
@@ -128,40 +146,44 @@ def main() -> None:
     stride = ("split.by=stride", f"split.max_s={options.clip}", f"split.min_s={options.clip / 2}")
     config = load_config(overrides=stride)
     show_machine()
-    rounds: dict[str, list[Stopwatch]] = {"new": [], "used": []}
-    bare: dict[str, list[float]] = {"plain": [], "own": []}
+    plain: list[Round] = []
+    own: list[Round] = []
+    first: list[Round] = []
+    second: list[Round] = []
     with tempfile.TemporaryDirectory(prefix="s2v-benchmark-") as name:
         folder = Path(name)
         (folder / "mp4").mkdir()
         videos = own_or(options.videos, [] if options.videos else looped_demo(folder, options.count, options.seconds))
         for number in range(options.repeats):
             with running_ray(config, STEPS) as executor:
-                for workers, watches in rounds.items():
-                    watch, workspace = engine(videos, config, folder / f"{workers}-{number}", executor)
-                    watches.append(watch)
+                for name, rounds in (("first", first), ("second", second)):
+                    done, workspace = engine(videos, config, folder / f"{name}-{number}", executor)
+                    rounds.append(done)
             pairs = clips_of(workspace)
-            for label, commands in (("plain", plain_commands), ("own", own_commands)):
-                run = partial(run_all, commands(pairs, config, folder / "mp4"), options.processes)
-                bare[label].append(timed(run))
+            for commands, rounds in ((plain_commands, plain), (own_commands, own)):
+                rounds.append(bare(commands(pairs, config, folder / "mp4"), options.processes))
         samples = sum(read_manifest(workspace)["samples"].values())
     seconds = sum(clip.end_s - clip.start_s for clip, _ in pairs)
     measured = {
-        f"ffmpeg as one would type it, {options.processes} at a time": bare["plain"],
-        "ffmpeg with the engine's own commands": bare["own"],
-        "engine, Ray just started": [watch.total for watch in rounds["new"]],
-        "engine, a second run in that Ray": [watch.total for watch in rounds["used"]],
+        f"ffmpeg as one would type it, {options.processes} at a time": plain,
+        "ffmpeg with the engine's own commands": own,
+        "engine, Ray just started": first,
+        "engine, a second run in that Ray": second,
     }
-    yardstick = middle(bare["plain"])
-    rows = [(label, median(took), middle(took) / yardstick, seconds / middle(took)) for label, took in measured.items()]
+    wall, cpu = (middle([getattr(done, what) for done in plain]) for what in ("wall", "cpu"))
+    rows = []
+    for label, rounds in measured.items():
+        walls, works = [done.wall for done in rounds], [done.cpu for done in rounds]
+        rows.append((label, median(walls), middle(walls) / wall, median(works), middle(works) / cpu))
     show(
         f"{len(videos)} videos into {len(pairs)} clips ({samples} samples in shards), {seconds:.0f} s of video",
-        ["", "seconds", "ratio", "video s / s"],
+        ["", "seconds", "ratio", "CPU seconds", "CPU ratio"],
         rows,
         f"medians of {options.repeats}",
     )
     steps = [
-        (name, *(middle([watch.seconds[name] for watch in watches]) for watches in rounds.values()))
-        for name in rounds["new"][0].seconds
+        (name, *(middle([done.watch.seconds[name] for done in rounds]) for rounds in (first, second)))
+        for name in first[0].watch.seconds
     ]
     show("Seconds per step of the engine", ["step", "Ray just started", "second run"], steps)
 

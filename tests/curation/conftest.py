@@ -188,13 +188,13 @@ def finished(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished
 
 
 @pytest.fixture(scope="session")
-def run_apart() -> Callable[[Path, dict[str, Any], Sequence[Path]], Workspace]:
-    """``run_apart(folder, changes, inputs)``: a run outside of any test, for fixtures that several tests share."""
+def run_apart() -> Callable[[Path, dict[str, Any], Sequence[Path], Sequence[str]], Workspace]:
+    """``run_apart(folder, changes, inputs, steps)``: a run outside of any test, for what several tests share."""
 
-    def run(folder: Path, changes: dict[str, Any], inputs: Sequence[Path]) -> Workspace:
+    def run(folder: Path, changes: dict[str, Any], inputs: Sequence[Path], steps: Sequence[str]) -> Workspace:
         workspace = Workspace.open(folder, create=True)
         with _registered():
-            _curate(workspace, Config.model_validate(_changed(RAW, changes)), inputs)
+            _curate(workspace, Config.model_validate(_changed(RAW, changes)), inputs, steps=steps)
         return workspace
 
     return run

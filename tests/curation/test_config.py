@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -181,6 +181,7 @@ class TestOverrides:
         changed = load_config(None, [f"models.detector.{option}={getattr(backend, option)}"])
         assert changed.models.detector == backend
 
+    @settings(deadline=None, max_examples=50)
     @given(st.floats(0, 1, allow_nan=False), st.integers(0, 51), st.sampled_from(["keep", "crop", "pad"]))
     def test_any_valid_values(self, area, crf, fit) -> None:
         overrides = [f"select.subject.min_area={area!r}", f"pack.crf={crf}", f"pack.fit={fit}"]
@@ -323,6 +324,7 @@ class TestFingerprints:
         before = of(configure({"split.by": "stride"}))
         assert of(configure({"split.by": "stride", "models.shots.strength": 2})) == before
 
+    @settings(deadline=None, max_examples=50)
     @given(st.lists(st.text() | st.integers() | st.floats(allow_nan=False) | st.none(), min_size=1), st.data())
     def test_of_other_parts_are_others(self, parts, data) -> None:
         assert fingerprint(*parts) == fingerprint(*parts)

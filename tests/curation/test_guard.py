@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.guard import KILLED_BY_WATCHDOG, Attempts, Guard, Item, Unit, Watchdog
@@ -123,6 +123,7 @@ class TestErrors:
         assert again.items[1].trouble.stage == "first"
         assert second.batches == [[2, 6]]
 
+    @settings(deadline=None, max_examples=50)
     @given(st.lists(st.integers(0, 9), max_size=12), st.sets(st.integers(0, 9)), st.integers(1, 5))
     def test_order_and_fate_do_not_depend_on_the_batch(self, values, bad, batch) -> None:
         import tempfile

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import webdataset
 from counting_backends import CursedError, calls
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.pack import Pack
@@ -302,6 +302,7 @@ clips = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.sampled_fr
 
 
 class TestSplit:
+    @settings(deadline=None, max_examples=50)
     @given(
         clips,
         st.lists(st.tuples(st.text("abcdef", min_size=1, max_size=3), st.text("abcdef", max_size=3))),
@@ -318,6 +319,7 @@ class TestSplit:
         assert not clips or chosen < clips.keys(), "something stays for training"
         assert share > 0 or not chosen
 
+    @settings(deadline=None, max_examples=50)
     @given(clips, st.floats(0, 0.9), st.randoms())
     def test_does_not_depend_on_order(self, clips, share, random) -> None:
         shuffled = list(clips.items())

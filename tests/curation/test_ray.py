@@ -2,9 +2,11 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -175,11 +177,13 @@ def test_asking_for_more_than_the_cluster_has_fails_before_anything_starts(
 
 def test_on_a_cluster_named_by_its_address(videos: Path, undisturbed: Workspace, tmp_path: Path) -> None:
     port = 6390 + os.getpid() % 500
+    # Ray keeps sockets there, whose paths may have a hundred letters at most.
+    sockets = Path(tempfile.mkdtemp(prefix="ray"))
     ray = Path(sys.executable).with_name("ray")
     head = subprocess.Popen(
         [
             *(ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"),
-            *(f"--temp-dir={tmp_path / 'ray'}", "--object-store-memory=200000000", "--disable-usage-stats"),
+            *(f"--temp-dir={sockets}", "--object-store-memory=200000000", "--disable-usage-stats"),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -193,6 +197,7 @@ def test_on_a_cluster_named_by_its_address(videos: Path, undisturbed: Workspace,
         _assert_same(Workspace.open(tmp_path / "workspace"), undisturbed)
     finally:
         _kill_tree(head)
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
 def _start(videos: Path, folder: Path, *overrides: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -230,7 +235,7 @@ def _kill(process: psutil.Process) -> None:
 
 def _kill_workers(count: int, killed: list[str], stop: threading.Event) -> None:
     """Kill a busy worker of ours every few seconds."""
-    while len(killed) < count and not stop.wait(0.05):
+    while len(killed) < count and not stop.wait(0.5):
         for process in psutil.Process().children(recursive=True):
             try:
                 title = process.cmdline()[0] if process.cmdline() else ""
