@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
-from ray.data import ActorPoolStrategy, DataContext
 
 from curation.config import Config, OperatorConfig
 from curation.guard import Unit
@@ -22,6 +20,15 @@ from curation.operator import Operator, UnitResult
 from curation.steps import Step
 from curation.workspace import Workspace
 from models.errors import UserError
+
+TOKEN = Path.home() / ".ray" / "auth_token"
+"""Where Ray keeps the token of the clusters that it starts."""
+if "RAY_ADDRESS" in os.environ and (TOKEN.exists() or "RAY_AUTH_TOKEN" in os.environ):
+    # `ray start` asks for the token that it made; a driver sends it only if told so before it imports Ray.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+import ray  # noqa: E402
+from ray.data import ActorPoolStrategy, DataContext  # noqa: E402
 
 CODE = ("curation", "stages", "models")
 RETRIES_PER_UNIT = 40
@@ -99,7 +106,10 @@ def _connect(config: Config) -> None:
         with _silent_stderr():
             ray.init(**options)
     except ConnectionError as error:
-        raise NoClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
+        raise NoClusterError(
+            f"no Ray cluster lets us in at RAY_ADDRESS={address}: {error}. Is it up, and is its token in {TOKEN} "
+            "or RAY_AUTH_TOKEN?"
+        ) from None
     _configure_data()
 
 

@@ -22,8 +22,8 @@ from rich.console import Console
 from curation.config import load_config
 from curation.engine import STEPS, SerialExecutor, run_step, run_steps
 from curation.guard import Stage
-from curation.shards import read_manifest
 from curation.progress import Progress
+from curation.shards import read_manifest
 from curation.steps import Each, Ingest
 from curation.workspace import Workspace
 from stages.ingest import IngestStage, InputVideo
