@@ -61,11 +61,14 @@ def _run(options: argparse.Namespace, steps: Sequence[str]) -> int:
     from curation.stats import collect, show, show_failures
     from curation.workspace import Workspace
     from models.registry import check_weights
+    from stages.ingest import list_inputs
 
     inputs, late = _split_overrides(options.input or [])
     config = load_config(options.config, [*options.overrides, *late])
     for backend in config.models.chosen().values():
         check_weights(backend, config.models.root)
+    if "ingest" in steps:
+        list_inputs(inputs)  # A mistyped input must not leave an empty workspace behind.
     console = Console()
     workspace = Workspace.open(options.workspace, create=True)
     with workspace.locked():

@@ -31,6 +31,8 @@ import ray  # noqa: E402
 from ray.data import ActorPoolStrategy, DataContext  # noqa: E402
 
 CODE = ("curation", "stages", "models")
+STARTS = 3
+"""Times that a Ray of our own is tried to be started."""
 RETRIES_PER_UNIT = 40
 """Ray's own cap on retries of a unit whose worker died. The guard gives up on the culprit long before."""
 
@@ -101,16 +103,29 @@ def _connect(config: Config) -> None:
     # Ray's own log goes to its files; what concerns the user comes back as failures.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     try:
         with _silent_stderr():
-            ray.init(**options)
+            _init(options)
     except ConnectionError as error:
         raise NoClusterError(
             f"no Ray cluster lets us in at RAY_ADDRESS={address}: {error}. Is it up, and is its token in {TOKEN} "
             "or RAY_AUTH_TOKEN?"
         ) from None
     _configure_data()
+
+
+def _init(options: dict[str, Any]) -> None:
+    """Start Ray. Its processes give each other half a minute, which a busy machine may exceed: then once more."""
+    for attempt in range(STARTS):
+        try:
+            ray.init(**options)
+            return
+        except ConnectionError:
+            raise
+        except Exception as error:
+            ray.shutdown()
+            if attempt + 1 == STARTS or "timed out" not in str(error):
+                raise
 
 
 @contextlib.contextmanager

@@ -39,6 +39,8 @@ REVISION = {"ingest": 1, "split": 1, "score": 1, "annotate": 1, "references": 1,
 """Raised when the code of a stage changes what it writes: the rows of the old code are then stale."""
 
 SUBJECT_NUMBERS = [name for name in Subject.schema().names if name != "crops"]
+SUBJECT_MEASURES = [name for name in SUBJECT_NUMBERS if name not in ("frames", "face_embedding", "image_embedding")]
+"""What verdicts read: a hundredth of what frames and embeddings take."""
 REFERENCE_NUMBERS = [name for name in Reference.schema().names if name != "image"]
 
 
@@ -509,7 +511,7 @@ def write_verdicts(workspace: Workspace, config: Config) -> list[Verdict]:
     verdicts = decide(
         workspace.read(Clip, ["clip_id", "dropped"]).to_pylist(),
         workspace.read(Score).to_pylist(),
-        workspace.read(Subject, SUBJECT_NUMBERS).to_pylist(),
+        workspace.read(Subject, SUBJECT_MEASURES).to_pylist(),
         workspace.read(Reference, REFERENCE_NUMBERS).to_pylist(),
         config.select,
     )

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from curation.config import Config
-from curation.steps import REFERENCE_NUMBERS, SUBJECT_NUMBERS
+from curation.steps import REFERENCE_NUMBERS, SUBJECT_MEASURES
 from curation.workspace import Workspace
 from stages.records import Annotation, Clip, Reference, Score, Subject, Verdict
 from stages.select import SelectConfig, decide
@@ -37,7 +37,7 @@ def show_what_if(workspace: Workspace, config: Config, changed: SelectConfig, co
 
 def _outcome(workspace: Workspace, select: SelectConfig) -> Counter[str]:
     references = workspace.read(Reference, REFERENCE_NUMBERS).to_pylist()
-    subjects = workspace.read(Subject, SUBJECT_NUMBERS).to_pylist()
+    subjects = workspace.read(Subject, SUBJECT_MEASURES).to_pylist()
     verdicts = decide(
         workspace.read(Clip, ["clip_id", "dropped"]).to_pylist(),
         workspace.read(Score).to_pylist(),

@@ -40,12 +40,10 @@ def as_changes(overrides: tuple[str, ...]) -> dict[str, Any]:
 CASES = {
     "as it is": (),
     "brighter clips": ("clip.min_brightness=118",),
-    "sharper clips": ("clip.min_sharpness=640",),
     "no clip": ("clip.min_brightness=255",),
     "no duplicates at all": ("clip.duplicate_distance=7.9",),
     "larger subjects": ("subject.min_area=0.13755",),
     "no subject": ("subject.min_short_side=400",),
-    "seen more often": ("subject.min_seen=5",),
     "sharper references": ("reference.min_sharpness=40",),
     "no reference": ("reference.min_sharpness=10000",),
     "of everything a little": ("clip.min_brightness=115", "subject.min_sharpness=36", "reference.min_sharpness=47"),
