@@ -25,7 +25,7 @@ import pyarrow as pa
 from lance.fragment import FragmentMetadata, write_fragments
 
 from models.errors import UserError
-from stages.records import RECORDS, Failure, Record
+from stages.records import RECORDS, Record
 
 R = TypeVar("R", bound=Record)
 
@@ -220,9 +220,3 @@ class Workspace:
 def _difference(found: pa.Schema, wanted: pa.Schema) -> str:
     extra, missing = set(found.names) - set(wanted.names), set(wanted.names) - set(found.names)
     return f"unknown: {sorted(extra)}, missing: {sorted(missing)}" if extra or missing else "types changed"
-
-
-def failed_items(workspace: Workspace, step: str, fingerprint: str) -> set[str]:
-    """Items of a step that failed under this configuration and wait for ``--retry-failed``."""
-    rows = workspace.read(Failure, ["step", "item", "fingerprint"]).to_pylist()
-    return {row["item"] for row in rows if row["step"] == step and row["fingerprint"] == fingerprint}
