@@ -25,7 +25,7 @@ from _measure import Stopwatch, cpu_seconds, cpus, median, running_ray, show, sh
 
 from curation.config import Config, load_config
 from curation.engine import Executor, make_step, run_step
-from curation.pack import read_manifest
+from curation.shards import read_manifest
 from curation.steps import clips_of, write_verdicts
 from curation.workspace import Workspace
 from stages.media import UnreadableVideo, encode_clip, local_path
@@ -162,7 +162,7 @@ def main() -> None:
             pairs = clips_of(workspace)
             for commands, rounds in ((plain_commands, plain), (own_commands, own)):
                 rounds.append(bare(commands(pairs, config, folder / "mp4"), options.processes))
-        samples = sum(read_manifest(workspace)["samples"].values())
+        samples = sum(read_manifest(workspace.path("shards"))["samples"].values())
     seconds = sum(clip.end_s - clip.start_s for clip, _ in pairs)
     measured = {
         f"ffmpeg as one would type it, {options.processes} at a time": plain,

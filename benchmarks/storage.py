@@ -18,7 +18,7 @@ from _measure import MB, bytes_under, bytes_written, show, show_machine, silent
 
 from curation.config import load_config
 from curation.engine import STEPS, SerialExecutor, make_step, run_step
-from curation.pack import read_manifest
+from curation.shards import read_manifest
 from curation.steps import write_verdicts
 from curation.workspace import Workspace
 from stages.records import RECORDS
@@ -97,7 +97,7 @@ def show_workspace(workspace: Workspace, before: dict[str, Table] | None) -> Non
     shards = sum(path.stat().st_size for path in root.glob("shards/*.tar"))
     index = sum(path.stat().st_size for path in root.glob("shards/*") if path.suffix in {".parquet", ".json"})
     leftovers = [path for pattern in TEMPORARY for path in root.rglob(pattern) if path.is_file()]
-    samples = sum(read_manifest(workspace).get("samples", {}).values())
+    samples = sum(read_manifest(workspace.path("shards")).get("samples", {}).values())
     rows += [(), ("shards", samples, shards / MB, f"{shards / max(samples, 1) / 1e3:.1f}", "", "")]
     rows += [
         ("index and manifest", "", index / MB, "", "", ""),

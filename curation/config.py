@@ -9,24 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from models import registry
-from models.errors import UserError
 from models.registry import BackendConfig
 from stages.annotate import AnnotateConfig
-from stages.config import Section
+from stages.config import CONFIG_FOLDER, Section, change, load
 from stages.pair import ReferencesConfig
 from stages.select import SelectConfig
 from stages.split import SplitConfig
 
-CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIG_FOLDER / "embedded.yaml"
-
-
-class ConfigError(UserError, ValueError):
-    """A config file or an override that cannot be used; the message names the key."""
 
 
 def _backend(task: str, raw: Any) -> BackendConfig | None:
@@ -179,22 +172,8 @@ class Config(Section):
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and apply ``dotted.key=value`` overrides; values are read as YAML.
-
-    Raises:
-        ConfigError: if the file is missing or no YAML, or a key or value is not valid; the message says which.
-    """
-    file = Path(path) if path is not None else DEFAULT_CONFIG
-    raw = _read_yaml(file)
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{override!r} is no override: write key=value, such as split.max_s=6")
-        _assign(raw, key.split("."), _parse(override, value))
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{file}: " + "; ".join(_explain(detail) for detail in error.errors())) from None
+    """The config of a curation run; see :func:`stages.config.load`."""
+    return load(Config, Path(path) if path is not None else DEFAULT_CONFIG, overrides)
 
 
 def select_with(config: Config, overrides: Sequence[str]) -> SelectConfig:
@@ -203,57 +182,10 @@ def select_with(config: Config, overrides: Sequence[str]) -> SelectConfig:
     Raises:
         ConfigError: for a threshold that does not exist or a value that does not fit.
     """
-    raw = config.select.model_dump()
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(f"{override!r} is no threshold: write name=value, such as subject.min_area=0.02")
-        _assign(raw, key.removeprefix("select.").split("."), _parse(override, value))
-    try:
-        return SelectConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError("; ".join(_explain(detail) for detail in error.errors())) from None
+    return change(config.select, [override.removeprefix("select.") for override in overrides])
 
 
 def fingerprint(*parts: Any) -> str:
     """16 hex digits that change when any part does. Parts are config sections, strings, numbers or lists of them."""
     plain = [part.model_dump(mode="json") if isinstance(part, Section | BackendConfig) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        names = ", ".join(sorted(str(path.relative_to(CONFIG_FOLDER.parent)) for path in CONFIG_FOLDER.glob("*.yaml")))
-        raise ConfigError(f"{file} does not exist; the configs that ship are {names}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} cannot be read as YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{file} holds no mapping of sections")
-    return raw
-
-
-def _parse(override: str, value: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is no YAML: {error}") from None
-
-
-def _assign(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    *parents, last = keys
-    for key in parents:
-        child = raw.get(key)
-        if not isinstance(child, dict):
-            child = raw[key] = {}
-        raw = child
-    raw[last] = value
-
-
-def _explain(detail: Any) -> str:
-    where = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        return f"{where}: there is no such key"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message

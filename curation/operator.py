@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 
 from curation.config import Config
 from curation.guard import Guard, Trouble, Unit
@@ -71,6 +73,23 @@ class Operator:
             },
             troubles=[(item.key, item.uri, item.trouble) for item in unit.items if item.trouble is not None],
         )
+
+
+def run_unit(arguments: bytes, unit: bytes) -> bytes:
+    """Carry a pickled unit through the only operator of a step and write its rows; returns a pickled result.
+
+    Args:
+        arguments: a pickled ``(step, config, workspace)``; what it loads is kept for the next unit of the same.
+        unit: a pickled :class:`Unit`.
+    """
+    operator = _only_operator(arguments)
+    return pickle.dumps(operator.write(operator.run(pickle.loads(unit))))  # noqa: S301 - our own driver's
+
+
+@lru_cache(maxsize=4)
+def _only_operator(arguments: bytes) -> Operator:
+    step, config, workspace = pickle.loads(arguments)  # noqa: S301 - our own driver's
+    return Operator(step, config, workspace, index=0)
 
 
 def _limit_threads(cpus: float) -> None:

@@ -133,13 +133,13 @@ class Pack(Step):
             else:
                 return
         kept = {entry["file"] for entry in entries} - {row["shard"] for row in index}
-        index.extend(row for row in read_index(self.workspace) if row["shard"] in kept)
+        index.extend(row for row in read_index(self.workspace.path("shards")) if row["shard"] in kept)
         self._publish(shards, entries, sorted(index, key=lambda row: (row["shard"], row["key"])))
 
     def _publish(self, shards: Sequence[ShardSpec], entries: list[dict[str, Any]], index: list[dict[str, Any]]) -> None:
         files = self.workspace.filesystem
         new = [shard for shard in shards if self._is_written(shard)]
-        current = {entry["file"]: entry for entry in read_manifest(self.workspace).get("shards", [])}
+        current = {entry["file"]: entry for entry in read_manifest(self.workspace.path("shards")).get("shards", [])}
         untouched = [entry for file, entry in current.items() if file not in {f"{shard.name}.tar" for shard in new}]
         if len(untouched) < len(current):
             # Withdrawn first: if the run dies among the renames, the manifest names no shard of other content.
@@ -158,7 +158,7 @@ class Pack(Step):
 
     def _published(self) -> dict[str, dict[str, Any]]:
         """What the manifest says of each shard that is there."""
-        entries = read_manifest(self.workspace).get("shards", [])
+        entries = read_manifest(self.workspace.path("shards")).get("shards", [])
         return {entry["file"]: entry for entry in entries if self.workspace.exists("shards", entry["file"])}
 
     def _write_manifest(self, entries: Sequence[dict[str, Any]]) -> None:

@@ -1,14 +1,19 @@
-"""Ray: the only module that imports it. Streams a step's units through its operators."""
+"""Ray: the only module that imports it. Carries a step's units through its operators.
+
+Steps whose workers load models run on Ray Data: operators of different size and device, each with its own pool of
+actors, fed as fast as the slowest takes. Steps without models are plain tasks: their workers need not import Ray Data,
+nor does it need to start actors of its own, which for a short run was more work than the step's (docs/performance.md).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import pickle
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,7 @@ import pyarrow as pa
 
 from curation.config import Config, OperatorConfig
 from curation.guard import Unit
-from curation.operator import Operator, UnitResult
+from curation.operator import Operator, UnitResult, run_unit
 from curation.steps import Step
 from curation.workspace import Workspace
 from models.errors import UserError
@@ -28,11 +33,12 @@ if "RAY_ADDRESS" in os.environ and (TOKEN.exists() or "RAY_AUTH_TOKEN" in os.env
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray  # noqa: E402
-from ray.data import ActorPoolStrategy, DataContext  # noqa: E402
 
 CODE = ("curation", "stages", "models")
 STARTS = 3
 """Times that a Ray of our own is tried to be started."""
+SPARE_TASKS = 2
+"""Tasks handed out beyond those that fit: the next one is there when a worker is done."""
 RETRIES_PER_UNIT = 40
 """Ray's own cap on retries of a unit whose worker died. The guard gives up on the culprit long before."""
 
@@ -59,12 +65,7 @@ class RayExecutor:
     def run(self, step: Step, units: Sequence[Unit]) -> Iterator[UnitResult]:
         """Results in the order in which units finish. Starts Ray if nothing has yet; raises what :meth:`start` does."""
         self.start()
-        blocks = [{"unit": pickle.dumps(unit)} for unit in units]
-        stream = ray.data.from_items(blocks, override_num_blocks=len(blocks))
-        for index, operator in enumerate(step.runtime.operators):
-            stream = stream.map_batches(**_placement(step, index, operator, len(units)))
-        for row in stream.iter_rows():
-            yield pickle.loads(row["unit"])  # noqa: S301 - written by our own workers a moment ago
+        return _as_tasks(step, units) if step.is_light else _as_stream(step, units)
 
     def start(self) -> None:
         """Connect to the cluster, or start Ray here, and check that every step of the run can be placed.
@@ -111,7 +112,6 @@ def _connect(config: Config) -> None:
             f"no Ray cluster lets us in at RAY_ADDRESS={address}: {error}. Is it up, and is its token in {TOKEN} "
             "or RAY_AUTH_TOKEN?"
         ) from None
-    _configure_data()
 
 
 def _init(options: dict[str, Any]) -> None:
@@ -160,7 +160,53 @@ def check_resources(step: str, operators: Sequence[OperatorConfig]) -> None:
             )
 
 
+def _as_tasks(step: Step, units: Sequence[Unit]) -> Iterator[UnitResult]:
+    """Each unit is one task. A few more than fit are handed out, so that none waits for us."""
+    (operator,) = step.runtime.operators
+    task = ray.remote(num_cpus=operator.cpus, num_gpus=operator.gpus or None, max_retries=RETRIES_PER_UNIT)(run_unit)
+    arguments = ray.put(ray.cloudpickle.dumps((type(step), step.config, step.workspace)))
+    waiting = iter(units)
+    most = operator.workers or _fitting([operator], operator) + SPARE_TASKS
+    running = [task.remote(arguments, pickle.dumps(unit)) for unit in itertools.islice(waiting, most)]
+    while running:
+        done, running = ray.wait(running)
+        running.extend(task.remote(arguments, pickle.dumps(unit)) for unit in itertools.islice(waiting, len(done)))
+        for result in ray.get(done):
+            yield pickle.loads(result)  # noqa: S301 - written by our own workers a moment ago
+
+
+def _as_stream(step: Step, units: Sequence[Unit]) -> Iterator[UnitResult]:
+    """Units flow through one pool of actors per operator."""
+    import ray.data
+
+    _configure_data()
+    blocks = [{"unit": pickle.dumps(unit)} for unit in units]
+    stream = ray.data.from_items(blocks, override_num_blocks=len(blocks))
+    for index, operator in enumerate(step.runtime.operators):
+        stream = stream.map_batches(_OperatorActor, **_pool(step, index, operator, len(units)))
+    for row in stream.iter_rows():
+        yield pickle.loads(row["unit"])  # noqa: S301 - written by our own workers a moment ago
+
+
+def _pool(step: Step, index: int, operator: OperatorConfig, units: int) -> dict[str, Any]:
+    from ray.data import ActorPoolStrategy
+
+    most = min(units, operator.workers or _fitting(step.runtime.operators, operator))
+    return {
+        "fn_constructor_args": (type(step), step.config, step.workspace, index),
+        "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
+        "batch_size": None,
+        "batch_format": "pyarrow",
+        "num_cpus": operator.cpus,
+        "num_gpus": operator.gpus or None,
+        "max_restarts": -1,
+        "max_task_retries": RETRIES_PER_UNIT,
+    }
+
+
 def _configure_data() -> None:
+    from ray.data import DataContext
+
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
@@ -169,30 +215,6 @@ def _configure_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Retry caps have no named parameter yet; the pinned Ray takes them as it always did.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-
-
-def _placement(step: Step, index: int, operator: OperatorConfig, units: int) -> dict[str, Any]:
-    arguments = (type(step), step.config, step.workspace, index)
-    common = {
-        "batch_size": None,
-        "batch_format": "pyarrow",
-        "num_cpus": operator.cpus,
-        "num_gpus": operator.gpus or None,
-    }
-    if step.is_light:
-        return common | {
-            "fn": _run_in_task,
-            "fn_args": (pickle.dumps(arguments),),
-            "max_retries": RETRIES_PER_UNIT,
-        }
-    most = min(units, operator.workers or _fitting(step.runtime.operators, operator))
-    return common | {
-        "fn": _OperatorActor,
-        "fn_constructor_args": arguments,
-        "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
-        "max_restarts": -1,
-        "max_task_retries": RETRIES_PER_UNIT,
-    }
 
 
 def _fitting(operators: Sequence[OperatorConfig], operator: OperatorConfig) -> int:
@@ -213,20 +235,7 @@ class _OperatorActor:
         self.operator = Operator(step, config, workspace, index)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        return _run(self.operator, block)
-
-
-def _run_in_task(block: pa.Table, arguments: bytes) -> pa.Table:
-    return _run(_light_operator(arguments), block)
-
-
-@lru_cache(maxsize=4)
-def _light_operator(arguments: bytes) -> Operator:
-    return Operator(*pickle.loads(arguments))  # noqa: S301 - our own driver's
-
-
-def _run(operator: Operator, block: pa.Table) -> pa.Table:
-    (data,) = block.column("unit").to_pylist()
-    unit = operator.run(pickle.loads(data))  # noqa: S301 - our own driver's
-    result: Unit | UnitResult = operator.write(unit) if operator.is_last else unit
-    return pa.table({"unit": pa.array([pickle.dumps(result)], pa.large_binary())})
+        (data,) = block.column("unit").to_pylist()
+        unit = self.operator.run(pickle.loads(data))  # noqa: S301 - our own driver's
+        result: Unit | UnitResult = self.operator.write(unit) if self.operator.is_last else unit
+        return pa.table({"unit": pa.array([pickle.dumps(result)], pa.large_binary())})

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from curation.workspace import Workspace
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -31,19 +30,21 @@ INDEX_SCHEMA = pa.schema(
 """One row per sample. ``offset`` is where a member's bytes begin in its shard, so that any can be read alone."""
 
 
-def read_manifest(workspace: Workspace) -> dict[str, Any]:
-    """The published manifest; empty if nothing was packed yet."""
-    if not workspace.exists("shards", "manifest.json"):
+def read_manifest(shards: str) -> dict[str, Any]:
+    """The manifest of the folder of shards at that path or URI; empty if nothing was packed yet."""
+    filesystem, root = fsspec.core.url_to_fs(shards)
+    if not filesystem.exists(f"{root}/manifest.json"):
         return {}
-    with workspace.filesystem.open(workspace.path("shards", "manifest.json"), "r") as file:
+    with filesystem.open(f"{root}/manifest.json", "r", encoding="utf-8") as file:
         manifest: dict[str, Any] = json.load(file)
     return manifest
 
 
-def read_index(workspace: Workspace) -> list[dict[str, Any]]:
-    """The published index's rows; empty if nothing was packed yet."""
-    if not workspace.exists("shards", "index.parquet"):
+def read_index(shards: str) -> list[dict[str, Any]]:
+    """The index's rows of the folder of shards at that path or URI; empty if nothing was packed yet."""
+    filesystem, root = fsspec.core.url_to_fs(shards)
+    if not filesystem.exists(f"{root}/index.parquet"):
         return []
-    with workspace.filesystem.open(workspace.path("shards", "index.parquet"), "rb") as file:
+    with filesystem.open(f"{root}/index.parquet", "rb") as file:
         rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
     return rows

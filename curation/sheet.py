@@ -413,7 +413,7 @@ def _header(workspace: Workspace, counts: str, notes: str) -> Tile:
     tiles = [text_tile(f"{name}: {counts}", width, size=LARGE)]
     if notes:
         tiles.append(text_tile(notes, width, colour=QUIET))
-    if stand_in_notes := stand_ins(read_manifest(workspace)):
+    if stand_in_notes := stand_ins(read_manifest(workspace.path("shards"))):
         tiles.append(text_tile(f"Stand-ins: {'; '.join(stand_in_notes)}.", width, colour=AMBER, lines=3))
     return below(tiles, gap=CELL_GAP)
 

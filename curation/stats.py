@@ -60,7 +60,7 @@ def collect(workspace: Workspace) -> Stats:
     videos = {row["video_id"]: row for row in sources}
     failures = _rows(workspace, Failure, "step", "error")
     verdicts = _rows(workspace, Verdict, "id", "kind", "keep", "reasons")
-    manifest, index = read_manifest(workspace), read_index(workspace)
+    manifest, index = read_manifest(workspace.path("shards")), read_index(workspace.path("shards"))
     unreadable = Counter(row["error"] for row in failures if row["step"].startswith("ingest"))
     inputs = Level("inputs", len(sources) + sum(unreadable.values()), len(videos), unreadable)
     if len(sources) > len(videos):

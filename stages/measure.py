@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PILImage
 from pycocotools import mask as coco
-from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 from models.protocols import Box, Image, Mask
 
@@ -334,6 +333,8 @@ def _scaled_outline(mask: Mask) -> tuple[npt.NDArray[np.int32] | None, list[tupl
 
 def _in_straight_run(coordinate: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
     """Which points of a closed outline lie in a long run along which this coordinate stays within one step."""
+    from scipy.ndimage import maximum_filter1d, minimum_filter1d  # Slow to import; few workers measure outlines.
+
     length = round(_STRAIGHT_RUN * _OUTLINE_SIDE) | 1
     if len(coordinate) < length:
         return np.zeros(len(coordinate), bool)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from models.protocols import Box, Detection, Mask, Segmentation, Vector
 from stages.measure import box_iou, box_of, mask_iou
@@ -138,6 +137,8 @@ def _assign(tracks: Sequence[_Open], candidates: Sequence[Candidate]) -> list[tu
     costs: npt.NDArray[np.float64] = np.array(
         [[_cost(track, candidate) for candidate in candidates] for track in tracks]
     )
+    from scipy.optimize import linear_sum_assignment  # Two seconds that workers without tracks need not wait.
+
     # Capped, so that a hopeless pair does not force a likely one apart.
     rows, columns = linear_sum_assignment(np.minimum(costs, _COST_LIMIT))
     return [

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from curation.config import CONFIG_FOLDER, DEFAULT_CONFIG, Config, ConfigError, fingerprint, load_config, select_with
+from curation.config import DEFAULT_CONFIG, Config, fingerprint, load_config, select_with
 from curation.steps import Annotate, Encode, Ingest, References, Split
 from curation.workspace import Workspace
 from models import registry
 from models.errors import UserError
-from stages.config import Section
+from stages.config import CONFIG_FOLDER, ConfigError, Section
 from stages.select import SelectConfig
 
 SHIPPED = sorted(CONFIG_FOLDER.glob("*.yaml"))

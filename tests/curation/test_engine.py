@@ -149,9 +149,9 @@ class TestFirstRun:
 
     def test_every_good_clip_becomes_a_sample(self, workspace, clip_ids) -> None:
         ids = clip_ids(workspace)
-        index = read_index(workspace)
+        index = read_index(workspace.path("shards"))
         assert {row["key"] for row in index} == set.union(*(ids[name] for name in "abcd"))
-        assert sum(read_manifest(workspace)["samples"].values()) == 4
+        assert sum(read_manifest(workspace.path("shards"))["samples"].values()) == 4
         (two,) = (row for row in index if row["key"] in ids["d"])
         assert (two["subjects"], two["references"]) == (2, 8)
 
@@ -185,12 +185,12 @@ class TestAgain:
         """`s2v run` needs no inputs: what was ingested stays."""
         curate(workspace, configure({"pack.crf": 40}), [], steps=("split", "annotate", "encode", "pack"))
         assert calls() == {}
-        assert len(read_index(workspace)) == 4
+        assert len(read_index(workspace.path("shards"))) == 4
 
     def test_a_video_added_later(
         self, workspace, config, videos, later_videos, curate, all_rows, clip_ids, clip_names
     ) -> None:
-        before, samples = all_rows(workspace), len(read_index(workspace))
+        before, samples = all_rows(workspace), len(read_index(workspace.path("shards")))
         curate(workspace, config, [videos, later_videos])
         after, new = all_rows(workspace), clip_names(workspace, config)["e"]
         assert len(given("shots")) == 1
@@ -200,13 +200,13 @@ class TestAgain:
         assert given("inpainter") == ["bird, a plain, natural background"]
         for record, rows in before.items():
             assert {key: after[record][key] for key in rows} == rows, record.table
-        assert len(read_index(workspace)) == samples + 1
-        assert {row["key"] for row in read_index(workspace)} >= clip_ids(workspace)["e"]
+        assert len(read_index(workspace.path("shards"))) == samples + 1
+        assert {row["key"] for row in read_index(workspace.path("shards"))} >= clip_ids(workspace)["e"]
 
     def test_videos_that_are_not_named_again_stay(self, workspace, config, later_videos, curate, table_of) -> None:
         curate(workspace, config, [later_videos])
         assert len(table_of(workspace, Source)) == 7
-        assert len(read_index(workspace)) == 5
+        assert len(read_index(workspace.path("shards"))) == 5
 
 
 class TestChangedConfig:
@@ -233,7 +233,7 @@ class TestChangedConfig:
         }
         least = sorted(brightness[name] for name in "abcd")[1]
         curate(workspace, configure({"select.clip.min_brightness": least}), [videos])
-        kept = {row["key"] for row in read_index(workspace)}
+        kept = {row["key"] for row in read_index(workspace.path("shards"))}
         assert kept == {
             clip for name, clips in clip_ids(workspace).items() for clip in clips if brightness[name] >= least
         }
@@ -314,7 +314,7 @@ class TestChangedConfig:
         assert gone not in {row["clip_id"] for row in after[Subject].values()}
         assert gone not in {row["source_clip_id"] for row in after[Reference].values()}
         assert gone not in after[Verdict]
-        assert len(read_index(workspace)) == 5
+        assert len(read_index(workspace.path("shards"))) == 5
 
     def test_another_quality_encodes_and_packs_and_does_nothing_else(
         self, workspace, configure, videos, curate, all_rows, shard_files
@@ -335,7 +335,7 @@ class TestChangedConfig:
         curate(workspace, configure({"pack.shard_samples": 1}), [videos])
         assert calls() == {}
         assert all_rows(workspace) == before
-        assert len(read_manifest(workspace)["shards"]) == 4
+        assert len(read_manifest(workspace.path("shards"))["shards"]) == 4
 
 
 def test_a_new_caption_sidecar_grounds_only_its_own_clips_again(
@@ -362,7 +362,7 @@ def test_a_new_caption_sidecar_grounds_only_its_own_clips_again(
     kept = {key: row for key, row in subjects.items() if row["clip_id"] in ids["a"]}
     assert {key: row for key, row in now.items() if row["clip_id"] in ids["a"]} == kept
     assert {row["word"] for row in now.values() if row["clip_id"] in ids["d"]} == {"horse", "rabbit"}
-    texts = {row["key"]: row["caption"] for row in read_index(empty)}
+    texts = {row["key"]: row["caption"] for row in read_index(empty.path("shards"))}
     assert {texts[clip] for clip in ids["d"]} == {"Two horses on a field, and a rabbit."}
 
 
@@ -384,7 +384,7 @@ def test_shards_do_not_depend_on_order_units_batches_or_rounds(
     )
     paths = sorted(videos.glob("*.mp4"), reverse=True)
     curate(empty, other, [paths[1], paths[3], paths[2]])
-    assert 0 < len(read_index(empty)) < 4
+    assert 0 < len(read_index(empty.path("shards"))) < 4
     curate(empty, other, paths)
     whole = Workspace.open(finished.folder)
     assert shard_files(empty) == shard_files(whole)
@@ -422,7 +422,7 @@ class TestFailures:
         (failure,) = failures
         assert (failure.step, failure.error) == (step, "CursedError")
         assert failure.message == f"{task} cannot bear {strange}"
-        keys = {row["key"]: row for row in read_index(workspace)}
+        keys = {row["key"]: row for row in read_index(workspace.path("shards"))}
         if task == "inpainter":
             (dog,) = (row for row in table_of(workspace, Subject).values() if row["word"] == "dog")
             assert failure.item == dog["subject_id"]
@@ -446,8 +446,8 @@ class TestFailures:
         forget()
         curate(workspace, changed, [videos], retry_failed=True)
         assert [row.step for row in workspace.records(Failure)] == ["ingest"]
-        assert len(read_index(workspace)) == 4
-        assert sum(row["references"] for row in read_index(workspace)) == 26
+        assert len(read_index(workspace.path("shards"))) == 4
+        assert sum(row["references"] for row in read_index(workspace.path("shards"))) == 26
 
     def test_another_config_tries_again_by_itself(
         self, workspace, configure, config, videos, curate, clip_names
@@ -473,7 +473,7 @@ class TestFailures:
         assert (failure.step, failure.error, failure.message) == ("encode", "CursedError", "no room")
         ids = clip_ids(workspace)
         assert {failure.item} == ids["b"]
-        assert {row["key"] for row in read_index(workspace)} == ids["a"] | ids["c"] | ids["d"]
+        assert {row["key"] for row in read_index(workspace.path("shards"))} == ids["a"] | ids["c"] | ids["d"]
 
     def test_torn_file_is_not_read_again_until_asked(self, workspace, config, videos, curate) -> None:
         assert curate(workspace, config, [videos])["ingest"].items == 0

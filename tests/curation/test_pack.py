@@ -29,7 +29,7 @@ def members(path: Path) -> dict[str, bytes]:
 
 def assert_sound(workspace: Workspace) -> None:
     """What the manifest and the index say is what lies in ``shards/``, and nothing else lies there."""
-    manifest, index = read_manifest(workspace), read_index(workspace)
+    manifest, index = read_manifest(workspace.path("shards")), read_index(workspace.path("shards"))
     folder = Path(workspace.path("shards"))
     files = [shard["file"] for shard in manifest["shards"]]
     assert sorted(path.name for path in folder.iterdir()) == sorted([*files, "index.parquet", "manifest.json"])
@@ -69,7 +69,7 @@ class TestShards:
                 with_tar
             )
             keys += [sample["__key__"] for sample in samples]
-        assert sorted(keys) == sorted(row["key"] for row in read_index(workspace))
+        assert sorted(keys) == sorted(row["key"] for row in read_index(workspace.path("shards")))
         assert len(set(keys)) == len(keys) == 4
         assert not any("." in key or "/" in key for key in keys)
 
@@ -94,14 +94,14 @@ class TestShards:
 
     def test_the_index_tells_of_the_clips(self, workspace, table_of) -> None:
         encodings, annotations = table_of(workspace, Encoding), table_of(workspace, Annotation)
-        for row in read_index(workspace):
+        for row in read_index(workspace.path("shards")):
             for column in ("width", "height", "frames", "fps"):
                 assert row[column] == encodings[row["key"]][column]
             assert row["caption"] == annotations[row["key"]]["caption"]
             assert row["references"] == sum(member["extension"].endswith("png") for member in row["members"])
 
     def test_samples_are_in_the_order_of_their_keys(self, workspace) -> None:
-        index = read_index(workspace)
+        index = read_index(workspace.path("shards"))
         assert all((one["shard"], one["key"]) < (other["shard"], other["key"]) for one, other in pairwise(index))
         for path in shards(workspace):
             names = [name.split(".")[0] for name in members(path)]
@@ -115,7 +115,7 @@ class TestShards:
 
     def test_splits_share_no_video_and_no_individual(self, workspace, table_of) -> None:
         clips, subjects = table_of(workspace, Clip), table_of(workspace, Subject).values()
-        splits = {row["key"]: row["split"] for row in read_index(workspace)}
+        splits = {row["key"]: row["split"] for row in read_index(workspace.path("shards"))}
         assert set(splits.values()) == {"train", "val"}
         videos = {
             split: {clips[key]["video_id"] for key in splits if splits[key] == split} for split in ("train", "val")
@@ -129,15 +129,15 @@ class TestShards:
             assert splits[clip_of[row["subject_id"]]] == splits[clip_of[row["source_subject_id"]]]
 
     def test_the_manifest_names_the_config_and_no_runtime(self, workspace) -> None:
-        manifest = read_manifest(workspace)
+        manifest = read_manifest(workspace.path("shards"))
         assert manifest["config"]["pack"]["shard_samples"] == 2
         assert manifest["config"]["models"]["detector"] == {"backend": "fake", "strength": 1}
         assert "runtime" not in manifest["config"]
         assert set(manifest["fingerprints"]) == {"split", "annotate", "references", "encode", "pack"}
 
     def test_nothing_was_packed_yet(self, empty) -> None:
-        assert read_manifest(empty) == {}
-        assert read_index(empty) == []
+        assert read_manifest(empty.path("shards")) == {}
+        assert read_index(empty.path("shards")) == []
 
 
 @pytest.fixture
@@ -164,9 +164,9 @@ class TestChanges:
         big = configure({"pack.val_share": 0, "pack.shard_samples": 1})
         curate(workspace, big, [], steps=["pack"])
         old = {path.name: path.stat().st_mtime_ns for path in shards(workspace)}
-        keys = sorted(row["key"] for row in read_index(workspace))
+        keys = sorted(row["key"] for row in read_index(workspace.path("shards")))
         curate(workspace, big, [videos, later_videos])
-        (new,) = {row["key"] for row in read_index(workspace)} - set(keys)
+        (new,) = {row["key"] for row in read_index(workspace.path("shards"))} - set(keys)
         place = sum(key < new for key in keys)
         now = {path.name: path.stat().st_mtime_ns for path in shards(workspace)}
         assert len(now) == 5
@@ -182,13 +182,13 @@ class TestChanges:
     def test_no_samples_left(self, workspace, configure, curate) -> None:
         curate(workspace, configure({"select.clip.min_brightness": 255}), [])
         assert shards(workspace) == []
-        assert read_index(workspace) == []
-        assert read_manifest(workspace)["samples"] == {"train": 0, "val": 0}
+        assert read_index(workspace.path("shards")) == []
+        assert read_manifest(workspace.path("shards"))["samples"] == {"train": 0, "val": 0}
         assert_sound(workspace)
 
     def test_subjects_beyond_the_largest_are_left_out(self, workspace, configure, pack) -> None:
         pack(workspace, configure({"pack.max_subjects": 1}))
-        assert [row["subjects"] for row in read_index(workspace)] == [1, 1, 1, 1]
+        assert [row["subjects"] for row in read_index(workspace.path("shards"))] == [1, 1, 1, 1]
         assert_sound(workspace)
 
 
@@ -338,7 +338,7 @@ def test_hostile_captions_and_names_reach_the_shard(empty, config, videos, tmp_p
     (folder / name).with_suffix(".txt").write_text(caption)
     curate(empty, config, [folder])
     assert_sound(empty)
-    (row,) = read_index(empty)
+    (row,) = read_index(empty.path("shards"))
     (path,) = shards(empty)
     found = members(path)
     assert row["caption"] == found[f"{row['key']}.txt"].decode() == caption

@@ -58,7 +58,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace.open(tmp_path_factory.mktemp("undisturbed"), create=True)
     run_steps(STEPS, load_config(None, OVERRIDES), workspace, SerialExecutor(), _quiet(), inputs=[str(videos)])
-    assert read_manifest(workspace)["samples"]["train"] > 3
+    assert read_manifest(workspace.path("shards"))["samples"]["train"] > 3
     return workspace
 
 
@@ -101,10 +101,6 @@ def test_a_killed_worker_costs_nothing(videos: Path, undisturbed: Workspace, tmp
 class Fragile(Ingest):
     """An ingest that crashes, hangs or raises on the videos named so."""
 
-    @property
-    def is_light(self) -> bool:
-        return False
-
     def stage(self, name: str) -> Stage:
         ingest = IngestStage(self.fingerprint)
 
@@ -121,7 +117,18 @@ class Fragile(Ingest):
         return Each(run)
 
 
-def test_a_crash_a_hang_and_an_error_cost_their_own_video_only(videos: Path, tmp_path: Path, ray_executor: Any) -> None:
+class FragileActor(Fragile):
+    """The same, on actors that are kept."""
+
+    @property
+    def is_light(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("fragile", [Fragile, FragileActor])
+def test_a_crash_a_hang_and_an_error_cost_their_own_video_only(
+    videos: Path, tmp_path: Path, ray_executor: Any, fragile: type[Ingest]
+) -> None:
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -139,7 +146,7 @@ def test_a_crash_a_hang_and_an_error_cost_their_own_video_only(videos: Path, tmp
     )
     workspace = Workspace.open(tmp_path / "workspace", create=True)
 
-    run_step(Fragile(config, workspace, [str(folder)]), ray_executor, _quiet())
+    run_step(fragile(config, workspace, [str(folder)]), ray_executor, _quiet())
 
     assert sorted(Path(uri).name for uri in workspace.column(Source, "uri")) == [f"good_{n}.mp4" for n in (1, 2, 3, 4)]
     failures = {Path(row.uri).stem: row.error for row in workspace.records(Failure)}
@@ -270,7 +277,7 @@ def _assert_same(workspace: Workspace, other: Workspace) -> None:
 
 
 def _checksums(workspace: Workspace) -> dict[str, str]:
-    return {shard["file"]: shard["sha256"] for shard in read_manifest(workspace)["shards"]}
+    return {shard["file"]: shard["sha256"] for shard in read_manifest(workspace.path("shards"))["shards"]}
 
 
 def _rows(workspace: Workspace, record: type[Any]) -> list[Any]:

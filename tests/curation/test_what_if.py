@@ -30,7 +30,7 @@ def counted(workspace: Workspace) -> dict[str, int]:
     kept = {
         f"{kind}s": sum(row.keep for row in verdicts if row.kind == kind) for kind in ("clip", "subject", "reference")
     }
-    return {**kept, "samples": len(read_index(workspace))}
+    return {**kept, "samples": len(read_index(workspace.path("shards")))}
 
 
 def as_changes(overrides: tuple[str, ...]) -> dict[str, Any]:
