@@ -18,7 +18,7 @@ from curation.workspace import Workspace
 from stages.records import Failure
 
 STEPS = ("ingest", "split", "annotate", "select", "references", "encode", "pack")
-SPREAD = 8
+SPREAD = 32
 """A step's work is cut into at least this many units where there are items enough, so that workers end together."""
 
 
