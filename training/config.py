@@ -104,7 +104,7 @@ class LogConfig(Section):
 class TrainConfig(Section):
     """A whole training run."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Determines the order of the samples, every draw, the noise and, without a checkpoint, the first weights."""
     steps: int = Field(5000, ge=1)
     """Optimiser steps."""

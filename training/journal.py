@@ -118,6 +118,7 @@ class Journal:
                 f"MFU {numbers['mfu']:.1%}  waiting for data {numbers['data_wait_share']:.0%}  "
                 f"{numbers['memory_gb']:.1f} GB  {_duration(seconds_left)} left",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def note(self, step: int, numbers: Mapping[str, float], text: str) -> None:
@@ -128,7 +129,7 @@ class Journal:
 
     def say(self, text: str) -> None:
         """A line in the terminal."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Close every file."""

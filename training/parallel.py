@@ -106,11 +106,18 @@ def share_context(transformer: S2VTransformer, ranks: Ranks) -> None:
     """Divide each sample's sequence over the ranks of a context (Ulysses, from diffusers)."""
     if ranks.context == 1:
         return
-    from diffusers import ContextParallelConfig
+    from diffusers.hooks.context_parallel import apply_context_parallel
+    from diffusers.models._modeling_parallel import ContextParallelConfig
+    from diffusers.models._modeling_parallel import ParallelConfig as Arrangement
 
-    transformer.enable_parallelism(
-        config=ContextParallelConfig(ulysses_degree=ranks.context, ulysses_anything=False, mesh=ranks.mesh)
-    )
+    # What `enable_parallelism` does, which looks for an accelerator even where the mesh is one of CPUs.
+    context = ContextParallelConfig(ulysses_degree=ranks.context, mesh=ranks.mesh)
+    arrangement = Arrangement(context_parallel_config=context)
+    arrangement.setup(ranks.rank, dist.get_world_size(), ranks.device, mesh=ranks.mesh)
+    for module in transformer.modules():
+        if hasattr(getattr(module, "processor", None), "_parallel_config"):
+            module.processor._parallel_config = arrangement
+    apply_context_parallel(transformer, context, transformer._cp_plan)
 
 
 def recompute(transformer: S2VTransformer) -> None:

@@ -87,8 +87,8 @@ class Trainer:
         """
         self.config, self.run, self.device = config, run, device
         self.data: Data[PixelBatch] = open_data(config.data, shards, "train", seed=config.seed)
+        torch.manual_seed(config.seed)  # For a text embedding that is trained.
         self.encoders = Encoders(build_latents(config.latents, device), build_text(config.text, device))
-        torch.manual_seed(config.seed)
         transformer = build_model(
             config.model,
             self.encoders.latents.channels,
@@ -173,9 +173,7 @@ class Trainer:
         if self.skipped:
             self._say(None, "skipped samples: " + ", ".join(f"{count} x {why}" for why, count in self.skipped.items()))
         complete = self.done >= config.steps
-        self._say(
-            None, f"{'done' if complete else 'stopped'} at step {self.done}; saved in {self.checkpoints.written}"
-        )
+        self._say(None, f"{'done' if complete else 'stopped'} at step {self.done}; saved in {self.checkpoints.written}")
         return complete
 
     def _step(self, number: int, batches: Iterator[PixelBatch], count: int) -> dict[str, float]:
@@ -230,7 +228,9 @@ class Trainer:
         tally.wait_s += time.perf_counter() - started
         for skipped in batch.skipped:
             self.skipped[skipped.reason] += 1
-            self.console.print(f"rank {self.ranks.rank} skipped {skipped.key}: {skipped.detail}", highlight=False)
+            self.console.print(
+                f"rank {self.ranks.rank} skipped {skipped.key}: {skipped.detail}", highlight=False, soft_wrap=True
+            )
         return self.encoders.encode(batch).to(self.device)
 
     def _backward(self, batch: LatentBatch, tally: Tally) -> None:
@@ -317,6 +317,12 @@ class Trainer:
                     f"data.buckets: [{frames}, {height}, {width}] does not fit: this encoder and model take heights in "
                     f"multiples of {side[0]}, widths of {side[1]}, and frames of {latents.temporal_factor} k + 1"
                 )
+            tokens, context = height // side[0] * (width // side[1]), self.config.parallel.context
+            if tokens % context:
+                raise DataError(
+                    f"data.buckets: the {tokens} tokens of a frame of [{frames}, {height}, {width}] cannot be divided "
+                    f"among parallel.context={context} ranks"
+                )
 
     def _memory_gb(self) -> float:
         if self.device.type == "cuda":
@@ -327,4 +333,4 @@ class Trainer:
         if journal is not None:
             journal.say(text)
         elif self.ranks.is_first:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, soft_wrap=True)
