@@ -1,4 +1,7 @@
-"""The ``s2v`` command. Each command imports what it needs, so that help and statistics answer at once."""
+"""The ``s2v`` command's part for curation, and how it parses.
+
+Each command imports what it needs, so that help and statistics answer at once.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,21 @@ from pathlib import Path
 from models.errors import UserError
 
 DONE, TOO_MANY_FAILURES, BAD_USAGE = 0, 1, 2
-OVERRIDE = re.compile(r"^[a-z_]+(\.[a-z_0-9]+)+=")
+OVERRIDE = re.compile(r"^[a-z_]+(\.[a-z_0-9]+)*=")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns 0 when done, 1 when too much failed, 2 for bad usage or config."""
-    parser = _parser()
+Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
+"""Adds a command, given its name, its function, a sentence of help and an example, and returns its parser."""
+
+
+def run(adders: Sequence[Callable[[Add], None]], arguments: Sequence[str] | None = None) -> int:
+    """Parse and run a command; returns 0 when done, 1 when too much failed, 2 for bad usage or config.
+
+    Args:
+        adders: add the commands that there are.
+        arguments: of the command line.
+    """
+    parser = _parser(adders)
     options, rest = parser.parse_known_args(arguments)
     # argparse gives up on positionals that follow an option's values: overrides may stand anywhere.
     if unknown := [word for word in rest if not (OVERRIDE.match(word) and hasattr(options, "overrides"))]:
@@ -67,8 +79,8 @@ def _run(options: argparse.Namespace, steps: Sequence[str]) -> int:
     config = load_config(options.config, [*options.overrides, *late])
     for backend in config.models.chosen().values():
         check_weights(backend, config.models.root)
-    if "ingest" in steps:
-        list_inputs(inputs)  # A mistyped input must not leave an empty workspace behind.
+    # Listed before the workspace is made: a mistyped input must not leave an empty one behind.
+    videos = list_inputs(inputs) if "ingest" in steps else []
     console = Console()
     workspace = Workspace.open(options.workspace, create=True)
     with workspace.locked():
@@ -81,7 +93,7 @@ def _run(options: argparse.Namespace, steps: Sequence[str]) -> int:
                 workspace,
                 executor,
                 Progress(console),
-                inputs=inputs,
+                videos=videos,
                 retry_failed=options.retry_failed,
             )
     show(collect(workspace), workspace, console)
@@ -161,11 +173,11 @@ def _split_overrides(values: Sequence[str]) -> tuple[list[str], list[str]]:
     return [value for value in values if value not in late], late
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(adders: Sequence[Callable[[Add], None]]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="s2v",
-        description="Raw videos in, cross-paired shards for subject-to-video training out.",
-        epilog="example: s2v demo videos && s2v curate --input videos --workspace workspace && s2v sheet -o sheet.png",
+        description="Raw videos in, cross-paired shards for subject-to-video training out, and their trainer.",
+        epilog="example: s2v demo videos && s2v curate --input videos --workspace workspace && s2v train",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -179,6 +191,14 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(command=run)
         return command
+
+    for adder in adders:
+        adder(add)
+    return parser
+
+
+def add_commands(add: Add) -> None:
+    """The commands of curation."""
 
     def add_workspace(command: argparse.ArgumentParser) -> None:
         command.add_argument("--workspace", default="workspace", metavar="W", help="folder or URI of tables and shards")
@@ -260,8 +280,3 @@ def _parser() -> argparse.ArgumentParser:
         "demo", _demo, "Build the demo videos from photographs that ship with scikit-image.", "s2v demo demo-videos"
     )
     demo.add_argument("folder", type=Path, help="where to put them")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from curation.cli import main
+from training.cli import main
 
 sys.exit(main(["train", *sys.argv[1:]]))

@@ -19,7 +19,9 @@ from training.shard_reader import CorruptMemberError
 _OPTIONS = {"max_pixels": str(2 * 7680 * 4320)}
 _DECODER = {**_OPTIONS, "err_detect": "explode"}
 """Damage is an error: frames patched up by the decoder are nothing to learn from."""
-_RESIZE = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
+_CONVERT = Interpolation.LANCZOS | Interpolation.BITEXACT
+"""Without a change of size: a tenth of the work of what follows, and on average one level of 255 darker."""
+_RESIZE = _CONVERT | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _TOLERANCE_S = 0.001
 
 
@@ -85,7 +87,8 @@ def _count_before(times: Sequence[float], end: float) -> int:
 def _covering(reformatter: VideoReformatter, frame: VideoFrame, height: int, width: int) -> npt.NDArray[np.uint8]:
     scale = max(height / frame.height, width / frame.width)
     tall, wide = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
-    rgb = reformatter.reformat(frame, width=wide, height=tall, format="rgb24", interpolation=_RESIZE, threads=1)
+    how = _CONVERT if (tall, wide) == (frame.height, frame.width) else _RESIZE
+    rgb = reformatter.reformat(frame, width=wide, height=tall, format="rgb24", interpolation=how, threads=1)
     top, left = (tall - height) // 2, (wide - width) // 2
     whole: npt.NDArray[Any] = rgb.to_ndarray()
     return whole[top : top + height, left : left + width]

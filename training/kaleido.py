@@ -116,7 +116,8 @@ def import_kaleido(
 def export_kaleido(model_folder: Path, out: Path) -> None:
     """Write a trained model as the released code reads it: ``1/mp_rank_00_model_states.pt`` and ``latest``.
 
-    Dtypes stay. The released config must be told the offset: ``rope_continue: True`` for `video_grid`, else ``max_h`` and ``max_w``.
+    Dtypes stay. The released config must be told the offset: ``rope_continue: True`` for `video_grid`, else ``max_h``
+    and ``max_w``.
     Nothing is gathered in memory; the disk holds the tensors that are joined (about 40 % of all) twice for a while.
 
     Args:

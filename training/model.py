@@ -124,7 +124,7 @@ class S2VTransformer(WanTransformer3DModel):  # type: ignore[misc]
             ("timestep", timestep, "(B,)"),
             ("text", text, "(B, L, D)"),
         ):
-            if tensor.ndim != len(axes.strip("()").rstrip(",").split(",")):
+            if tensor.ndim != len(axes.split(", ")):
                 raise GeometryError(f"{name} has the shape {tuple(tensor.shape)} instead of {axes}")
         batch, channels, frames, height, width = video.shape
         _, rows, columns = self.config.patch_size

@@ -25,6 +25,7 @@ from curation.progress import Progress
 from curation.workspace import Workspace
 from models import registry
 from stages.annotate import keyframe_times
+from stages.ingest import list_inputs
 from stages.media import read_keyframes
 from stages.records import Record, Source
 
@@ -157,7 +158,7 @@ def _curate(
         workspace,
         executor or SerialExecutor(),
         Progress(Console(file=io.StringIO())),
-        inputs=[str(path) for path in inputs],
+        videos=list_inputs([str(path) for path in inputs]),
         retry_failed=retry_failed,
     )
     return {report.step: report for report in reports}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from curation.cli import main
+from training.cli import main
 from curation.workspace import Workspace
 from models.registry import MissingWeightsError
 
@@ -54,11 +54,12 @@ class TestHelp:
     @pytest.mark.parametrize("command", COMMANDS)
     def test_examples_are_understood(self, s2v, command) -> None:
         """Each parses: only files that are not there can be wrong with it."""
-        from curation.cli import _parser
+        from curation.cli import _parser, add_commands
+        from training.cli import add_training
 
         _, out, _ = s2v(command, "--help")
         example = " ".join(out.split()).rpartition("example: s2v ")[2].split()
-        options, rest = _parser().parse_known_args(example)
+        options, rest = _parser([add_commands, add_training]).parse_known_args(example)
         assert all("=" in word for word in rest)
         assert callable(options.command)
 
@@ -251,7 +252,7 @@ def test_quick_commands_load_nothing_heavy(workspace: Workspace, commands, forbi
     code = "\n".join(
         [
             "import json, sys",
-            "from curation.cli import main",
+            "from training.cli import main",
             "for words in json.loads(sys.argv[1]):",
             "    try:",
             "        main(words)",

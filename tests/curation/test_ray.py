@@ -26,7 +26,7 @@ from curation.progress import Progress
 from curation.shards import read_manifest
 from curation.steps import Each, Ingest
 from curation.workspace import Workspace
-from stages.ingest import IngestStage, InputVideo
+from stages.ingest import IngestStage, InputVideo, list_inputs
 from stages.records import RECORDS, Annotation, Clip, Failure, Source, Subject
 
 OVERRIDES = [
@@ -57,7 +57,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace.open(tmp_path_factory.mktemp("undisturbed"), create=True)
-    run_steps(STEPS, load_config(None, OVERRIDES), workspace, SerialExecutor(), _quiet(), inputs=[str(videos)])
+    run_steps(STEPS, load_config(None, OVERRIDES), workspace, SerialExecutor(), _quiet(), videos=list_inputs([str(videos)]))
     assert read_manifest(workspace.path("shards"))["samples"]["train"] > 3
     return workspace
 
@@ -89,7 +89,7 @@ def test_a_killed_worker_costs_nothing(videos: Path, undisturbed: Workspace, tmp
     thread = threading.Thread(target=_kill_workers, args=(2, killed, stop), daemon=True)
     thread.start()
     try:
-        run_steps(STEPS, config, workspace, ray_executor, _quiet(), inputs=[str(videos)])
+        run_steps(STEPS, config, workspace, ray_executor, _quiet(), videos=list_inputs([str(videos)]))
     finally:
         stop.set()
         thread.join()
@@ -164,7 +164,7 @@ def test_stages_in_several_operators_make_the_same_rows(
     workspace = Workspace.open(tmp_path, create=True)
     config = load_config(None, [*OVERRIDES, f"runtime.annotate.operators={operators}"])
 
-    run_steps(STEPS[:3], config, workspace, ray_executor, _quiet(), inputs=[str(videos)])
+    run_steps(STEPS[:3], config, workspace, ray_executor, _quiet(), videos=list_inputs([str(videos)]))
 
     for record in (Clip, Annotation, Subject):
         assert _rows(workspace, record) == _rows(undisturbed, record)
@@ -208,7 +208,7 @@ def test_on_a_cluster_named_by_its_address(videos: Path, undisturbed: Workspace,
 
 
 def _start(videos: Path, folder: Path, *overrides: str, **environment: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "curation.cli", "curate", "--input", str(videos)]
+    command = [sys.executable, "-m", "training.cli", "curate", "--input", str(videos)]
     command += ["--workspace", str(folder / "workspace"), "--max-failed", "0.5", *OVERRIDES, *overrides]
     variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment
     with (folder / "log").open("ab") as log:

@@ -107,8 +107,9 @@ def test_an_unknown_backend_is_named_beside_those_that_there_are() -> None:
 
 
 def test_an_unknown_task_is_named() -> None:
-    with pytest.raises(KeyError, match="colouriser"):
-        backend_class("colouriser", "any")
+    for ask in (lambda: backend_class("colouriser", "any"), lambda: backend_config("colouriser", {})):
+        with pytest.raises(ValueError, match=r"models\.colouriser: no such task; known: captioner, .*text"):
+            ask()
 
 
 def test_a_task_without_backends_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,8 +183,7 @@ def test_recomputed_blocks_give_the_same_gradients(model: S2VTransformer) -> Non
 def test_the_compiled_model_gives_the_same(model: S2VTransformer) -> None:
     compiled = torch.compile(model, backend="eager")
 
-    for references in (0, 2):
-        torch.testing.assert_close(compiled(*inputs(references)), model(*inputs(references)))
+    torch.testing.assert_close(compiled(*inputs()), model(*inputs()))
     torch._dynamo.reset()
 
 
