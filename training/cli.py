@@ -114,7 +114,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _encode(options: argparse.Namespace) -> int:
-    from training.encode import encode_shards
+    from training.encode_job import encode_shards
 
     encode_shards(options.config, options.overrides, options.data)
     return DONE

@@ -77,6 +77,22 @@ class CheckpointConfig(Section):
     """Newest checkpoints that stay."""
 
 
+class CacheConfig(Section):
+    """Latents and text embeddings that `s2v encode` keeps beside the shards, so that no step has to encode."""
+
+    use: Literal["auto", "require", "off"] = "auto"
+    """`auto` takes the cache where it fits these encoders and sizes and holds the whole split, `require` refuses to
+    start without, `off` always encodes."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """What cached numbers are stored in."""
+    cpus: float = Field(1, gt=0)
+    """CPUs of a worker of `s2v encode`."""
+    gpus: float = Field(0, ge=0)
+    """GPUs of a worker of `s2v encode`; fractions share a GPU."""
+    workers: int | None = Field(None, ge=1)
+    """Most workers of `s2v encode`; null: as many as fit into the cluster."""
+
+
 class ValidationConfig(Section):
     """What is looked at while the run goes on."""
 
@@ -121,6 +137,7 @@ class TrainConfig(Section):
     lora: LoraConfig | None = None
     """Train adapters only; null trains all weights."""
     parallel: ParallelConfig = ParallelConfig()
+    cache: CacheConfig = CacheConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
     sampler: SamplerConfig = SamplerConfig()

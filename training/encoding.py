@@ -19,8 +19,13 @@ class Encoders:
     text: TextEncoder
 
     @torch.no_grad()
-    def encode(self, batch: PixelBatch) -> LatentBatch:
-        """Encode a batch. Captions stay captions where the text embedding is trained along with the model."""
+    def encoded(self, batch: PixelBatch | LatentBatch) -> LatentBatch:
+        """Encode a batch, unless it is one of cached latents already.
+
+        Captions stay captions where the text embedding is trained along with the model.
+        """
+        if isinstance(batch, LatentBatch):
+            return batch
         return LatentBatch(
             keys=batch.keys,
             positions=batch.positions,

@@ -45,7 +45,7 @@ class ModelConfig(Section):
     """Rows and columns of latents that make a token, without a checkpoint."""
 
 
-class S2VTransformer(WanTransformer3DModel):  # type: ignore[misc]
+class S2VTransformer(WanTransformer3DModel):
     """Wan's transformer with references in front of the video, told apart by their rotary positions alone.
 
     Names and shapes of its weights are those of ``WanTransformer3DModel``; its config has one key more, ``offset``.
@@ -54,7 +54,7 @@ class S2VTransformer(WanTransformer3DModel):  # type: ignore[misc]
     # One timestep per sample: there is no sequence of them to divide.
     _cp_plan: ClassVar[dict[str, Any]] = {name: plan for name, plan in WanTransformer3DModel._cp_plan.items() if name}
 
-    @register_to_config  # type: ignore[untyped-decorator]
+    @register_to_config
     def __init__(
         self,
         patch_size: Triple = (1, 2, 2),

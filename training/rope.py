@@ -24,7 +24,7 @@ class GeometryError(UserError, ValueError):
     """Tensors, positions or weights that do not fit the model."""
 
 
-class ReferenceRotaryPosEmbed(WanRotaryPosEmbed):  # type: ignore[misc]
+class ReferenceRotaryPosEmbed(WanRotaryPosEmbed):
     """Takes the place of ``WanRotaryPosEmbed`` where the first ``references`` frames of the sequence are pictures.
 
     In units of patches, with a video of T x H x W:

@@ -23,8 +23,8 @@ from training import flow
 from training.batch import LatentBatch, PixelBatch
 from training.checkpoint import CheckpointError, Checkpoints, TrainState, check_space
 from training.config import TrainConfig
-from training.data import Data, open_data
 from training.encoding import Encoders
+from training.feed import open_feed
 from training.journal import Journal, resident_gb
 from training.latents import build_latents
 from training.model import build_model, fill_weights, training_flops
@@ -86,9 +86,9 @@ class Trainer:
                 cannot be arranged, a disk that is too small.
         """
         self.config, self.run, self.device = config, run, device
-        self.data: Data[PixelBatch] = open_data(config.data, shards, "train", seed=config.seed)
         torch.manual_seed(config.seed)  # For a text embedding that is trained.
         self.encoders = Encoders(build_latents(config.latents, device), build_text(config.text, device))
+        self.feed = open_feed(config, shards, "train", self.encoders, seed=config.seed)
         transformer = build_model(
             config.model,
             self.encoders.latents.channels,
@@ -142,7 +142,7 @@ class Trainer:
         journal = self._open_journal()
         self._introduce(journal)
         per_rank = config.accumulate // self.ranks.readers
-        batches = self.data.stream(
+        batches = self.feed.data.stream(
             self.done * config.accumulate,
             rank=self.ranks.reader,
             world=self.ranks.readers,
@@ -176,7 +176,7 @@ class Trainer:
         self._say(None, f"{'done' if complete else 'stopped'} at step {self.done}; saved in {self.checkpoints.written}")
         return complete
 
-    def _step(self, number: int, batches: Iterator[PixelBatch], count: int) -> dict[str, float]:
+    def _step(self, number: int, batches: Iterator[PixelBatch | LatentBatch], count: int) -> dict[str, float]:
         """Step ``number``, counted from 0; returns its metrics, the same on every rank."""
         started = time.perf_counter()
         config, tally = self.config, Tally()
@@ -222,7 +222,7 @@ class Trainer:
             "seconds": seconds,
         }
 
-    def _next(self, batches: Iterator[PixelBatch], tally: Tally) -> LatentBatch:
+    def _next(self, batches: Iterator[PixelBatch | LatentBatch], tally: Tally) -> LatentBatch:
         started = time.perf_counter()
         batch = next(batches)
         tally.wait_s += time.perf_counter() - started
@@ -231,7 +231,7 @@ class Trainer:
             self.console.print(
                 f"rank {self.ranks.rank} skipped {skipped.key}: {skipped.detail}", highlight=False, soft_wrap=True
             )
-        return self.encoders.encode(batch).to(self.device)
+        return self.encoders.encoded(batch).to(self.device)
 
     def _backward(self, batch: LatentBatch, tally: Tally) -> None:
         """Add a micro-batch's gradients. They are sums over samples, divided by the samples of a full step."""
@@ -296,7 +296,7 @@ class Trainer:
         )
 
     def _introduce(self, journal: Journal | None) -> None:
-        report = self.data.report
+        report = self.feed.data.report
         parameters = sum(parameter.numel() for parameter in self.student.named_trained().values())
         left_out = "".join(f"; {count} left out: {why}" for why, count in report.left_out.items() if count)
         self._say(
@@ -304,6 +304,7 @@ class Trainer:
             f"{report.samples} samples, {parameters / 1e6:.1f} M trained parameters, {dist.get_world_size()} ranks on "
             f"{self.device.type}, peak {self.peak / 1e12:.2f} TFLOP/s each ({self.peak_source}){left_out}",
         )
+        self._say(journal, f"videos and references: {self.feed.origin}; validation: {self.validation.origin}")
         if self.done:
             self._say(journal, f"going on from step {self.done}")
 

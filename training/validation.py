@@ -11,10 +11,11 @@ import torch
 from PIL import Image as Pictures
 
 from training import flow
-from training.batch import PixelBatch
+from training.batch import LatentBatch, PixelBatch
 from training.config import TrainConfig
-from training.data import Data, open_data
+from training.data import open_data
 from training.encoding import Encoders
+from training.feed import Feed, open_feed
 from training.parallel import Ranks
 from training.sampler import sample_latents, write_video
 from training.shard_index import DataError
@@ -25,27 +26,28 @@ SEED = 0
 
 
 class Validation:
-    """The val split of the shards. Without one there is nothing to look at, which ``missing`` explains."""
+    """The val split of the shards. Without one there is nothing to look at, and ``origin`` says why."""
 
     def __init__(self, config: TrainConfig, shards: str, run: Path, encoders: Encoders, ranks: Ranks) -> None:
         self.config, self.run, self.encoders, self.ranks = config, run, encoders, ranks
-        self.missing: str | None = None
-        self._data: Data[PixelBatch] | None = None
+        self._feed: Feed | None = None
         try:
-            self._data = open_data(config.data, shards, "val", seed=SEED)
+            self._feed = open_feed(config, shards, "val", encoders, seed=SEED)
+            self._pixels = open_data(config.data, shards, "val", seed=SEED)
+            self.origin = self._feed.origin
         except DataError as error:
-            self.missing = str(error)
+            self.origin = f"left out: {error}"
 
     def look(self, student: Student, step: int) -> tuple[dict[str, float], str]:
         """Measure the loss and generate samples; every rank must call this. Returns numbers, and words about them."""
-        if self._data is None:
+        if self._feed is None:
             return {}, ""
         settings = self.config.validation
         numbers = self._loss(student, settings.batches) if settings.batches else {}
         words = [f"validation loss {numbers['val_loss']:.4f}"] if numbers else []
         if settings.videos:
             folder = self.run / "samples" / f"step-{step:08d}"
-            for batch in islice(self._data.once(limit=settings.videos), settings.videos):
+            for batch in islice(self._pixels.once(limit=settings.videos), settings.videos):
                 self._generate(student, batch, folder)
             words.append(f"samples in {folder}")
         return numbers, ", ".join(words)
@@ -54,7 +56,7 @@ class Validation:
     def _loss(self, student: Student, limit: int) -> dict[str, float]:
         total = torch.zeros(2, dtype=torch.float64)
         for batch in self._share(limit):
-            latents = self.encoders.encode(batch).to(self.ranks.device)
+            latents = self.encoders.encoded(batch).to(self.ranks.device)
             noise, sigma = flow.draw(self.config.flow, SEED, batch.positions, latents.video.shape[1:])
             noisy = flow.add_noise(latents.video, noise.to(latents.video.device), sigma.to(latents.video.device))
             losses = flow.loss(student(latents, noisy.video, noisy.timestep), noisy.target)
@@ -62,13 +64,13 @@ class Validation:
         loss, weight = self.ranks.sum(total).tolist()
         return {"val_loss": loss / weight} if weight else {}
 
-    def _share(self, limit: int) -> Iterator[PixelBatch]:
-        assert self._data is not None
-        return self._data.once(rank=self.ranks.reader, world=self.ranks.readers, limit=limit)
+    def _share(self, limit: int) -> Iterator[PixelBatch | LatentBatch]:
+        assert self._feed is not None
+        return self._feed.data.once(rank=self.ranks.reader, world=self.ranks.readers, limit=limit)
 
     def _generate(self, student: Student, batch: PixelBatch, folder: Path) -> None:
         """Generate the first sample of a batch from its caption and references, at the size of its video."""
-        latents = self.encoders.encode(batch).to(self.ranks.device)
+        latents = self.encoders.encoded(batch).to(self.ranks.device)
         text = self.encoders.text if student.text is None else student.text
         video = sample_latents(
             student.transformer,
