@@ -3,17 +3,23 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKSPACE ?= workspace
-CONFIG ?= configs/embedded.yaml
+CONFIG ?=
+DATA ?= $(WORKSPACE)/shards
+RUN ?=
 INPUT ?=
 ARGS ?=
 DEMO := demo-videos
 
 .DEFAULT_GOAL := help
-.PHONY: help install curate stats test lint format docs clean
+# Each command has its own default, which $(CONFIG) replaces.
+CHOSEN := $(if $(CONFIG),--config $(CONFIG))
+
+.PHONY: help install curate train stats test lint format docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo 'variables: INPUT="videos/ more.mp4" WORKSPACE=workspace CONFIG=configs/cpu.yaml ARGS="key=value ..."'
+	@echo '           DATA=workspace/shards RUN=runs/mine CONFIG=configs/train/tiny.yaml for train'
 
 # uv installs in parallel and from its cache; pip alone takes several times as long.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -28,10 +34,13 @@ install: $(VENV)/installed ## make .venv with everything in it
 curate: $(VENV)/installed ## videos into shards; without INPUT, demo videos are built and curated
 ifeq ($(strip $(INPUT)),)
 	$(BIN)/s2v demo $(DEMO)
-	$(BIN)/s2v curate --input $(DEMO) --workspace $(WORKSPACE) --config $(CONFIG) $(ARGS)
+	$(BIN)/s2v curate --input $(DEMO) --workspace $(WORKSPACE) $(CHOSEN) $(ARGS)
 else
-	$(BIN)/s2v curate --input $(INPUT) --workspace $(WORKSPACE) --config $(CONFIG) $(ARGS)
+	$(BIN)/s2v curate --input $(INPUT) --workspace $(WORKSPACE) $(CHOSEN) $(ARGS)
 endif
+
+train: $(VENV)/installed ## train on the shards in DATA; without CONFIG, a tiny model on the CPU
+	$(BIN)/s2v train --data $(DATA) $(CHOSEN) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 stats: $(VENV)/installed ## the funnel of WORKSPACE
 	$(BIN)/s2v stats --workspace $(WORKSPACE)
@@ -48,8 +57,9 @@ format: $(VENV)/installed ## put the code into its style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/installed ## write docs/config.md from the config classes
+docs: $(VENV)/installed ## write docs/config.md and docs/train_config.md from the config classes
 	$(BIN)/python -m curation.reference > docs/config.md
+	$(BIN)/python -m training.reference > docs/train_config.md
 
 clean: ## remove the demo videos, caches and .venv; workspaces stay
 	rm -rf $(DEMO) $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -24,9 +24,7 @@ classes by `make docs`.
 
 def reference() -> str:
     """The whole page as Markdown."""
-    lines = [INTRODUCTION]
-    for name, field in Config.model_fields.items():
-        lines.extend(_section(name, field))
+    lines = [INTRODUCTION, *sections(Config)]
     lines.append("## Backends\n\nOptions that stand beside `backend: name` in the section `models`.\n")
     for task, names in BACKENDS.items():
         for name in names:
@@ -34,27 +32,47 @@ def reference() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _section(name: str, field: FieldInfo) -> Iterator[str]:
-    section: type[BaseModel] = field.annotation  # type: ignore[assignment]
+def sections(config: type[BaseModel]) -> Iterator[str]:
+    """Markdown of every section of a config class: its values first, then a heading and a table for each section."""
+    values = {name: field for name, field in config.model_fields.items() if not _sections_of(field.annotation)}
+    if values:
+        yield from _table(values)
+    for name, field in config.model_fields.items():
+        chosen = _sections_of(field.annotation)
+        for section in chosen:
+            backend = section.model_fields.get("backend") if len(chosen) > 1 else None
+            yield from _section(f"{name}: {{backend: {backend.default}}}" if backend else name, section)
+
+
+def _sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a value may be: one, none, or those to choose from."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, UnionType, Union):
+        return [section for part in get_args(annotation) for section in _sections_of(part)]
+    return []
+
+
+def _section(name: str, section: type[BaseModel]) -> Iterator[str]:
     yield f"## `{name}`\n\n{_first_paragraph(section)}\n"
-    yield from _table(section)
+    yield from _table(section.model_fields)
     for child, member in section.model_fields.items():
         inner = member.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel) and not issubclass(inner, BackendConfig):
             yield f"### `{name}.{child}`\n\n{_first_paragraph(inner)}\n"
-            yield from _table(inner)
+            yield from _table(inner.model_fields)
 
 
 def _backend(task: str, name: str) -> Iterator[str]:
     yield f"### `models.{task}: {{backend: {name}}}`\n\n{_first_paragraph(backend_class(task, name))}\n"
     fields = {key for key in backend_class(task, name).Config.model_fields if key != "backend"}
     if fields:
-        yield from _table(backend_class(task, name).Config)
+        yield from _table(backend_class(task, name).Config.model_fields)
 
 
-def _table(section: type[BaseModel]) -> Iterator[str]:
+def _table(fields: Mapping[str, FieldInfo]) -> Iterator[str]:
     yield "| key | type | default | meaning |\n|---|---|---|---|"
-    for name, field in section.model_fields.items():
+    for name, field in fields.items():
         if name == "backend":
             continue
         yield f"| `{name}` | {_type(field)} | {_default(field)} | {_line(field.description or '')} |"

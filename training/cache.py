@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -131,10 +132,10 @@ class LatentCache:
         self._write_bytes(name, save({key: tensor.to(dtype).cpu().contiguous() for key, tensor in tensors.items()}))
 
     def _write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file that is there as a whole or not at all."""
+        """Write a file that is there as a whole or not at all, whoever else writes it at the same time."""
         filesystem, root = fsspec.core.url_to_fs(self.uri)
         filesystem.makedirs(root, exist_ok=True)
-        written = f"{root}/.{name}.{hashlib.sha256(data).hexdigest()[:8]}.tmp"
+        written = f"{root}/.{name}.{secrets.token_hex(8)}.tmp"
         filesystem.pipe_file(written, data)
         filesystem.mv(written, f"{root}/{name}")
 

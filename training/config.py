@@ -82,7 +82,7 @@ class CacheConfig(Section):
 
     use: Literal["auto", "require", "off"] = "auto"
     """`auto` takes the cache where it fits these encoders and sizes and holds the whole split, `require` refuses to
-    start without, `off` always encodes."""
+    start without, `off` always encodes. Cached is the middle of each video, so that no window is drawn then."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """What cached numbers are stored in."""
     cpus: float = Field(1, gt=0)
@@ -126,6 +126,8 @@ class TrainConfig(Section):
     """Optimiser steps."""
     accumulate: int = Field(8, ge=1)
     """Micro-batches per step, over all ranks together: the step is the same on any number of them."""
+    max_skipped: float = Field(0.1, ge=0, le=1)
+    """Share of samples that may be unreadable; the run ends when more of at least 100 were."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes GPUs where there are any."""
     data: DataConfig = DataConfig()

@@ -33,9 +33,9 @@ def open_feed(config: TrainConfig, shards: str, split: str, encoders: Encoders, 
     try:
         cache = LatentCache(shards, CacheParts.of(config.data, encoders.latents, encoders.text, config.cache.precision))
         cached = open_cached_data(config.data, shards, split, cache, seed=seed)
-    except DataError as error:
+    except DataError:
         if config.cache.use == "require":
             raise
         pixels = open_data(config.data, shards, split, seed=seed)
-        return Feed(pixels, f"encoded as they are read ({error})")
+        return Feed(pixels, "encoded as they are read, as `s2v encode` has not cached all of them for this config")
     return Feed(cached, f"cached in {cache.uri}")

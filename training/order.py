@@ -40,8 +40,8 @@ class Order:
     Within an epoch the samples are shuffled, those of one group are cut into micro-batches (the last of a group may be
     smaller), and the micro-batches are shuffled. The n-th micro-batch is ``order[n]``, for any n, at any time.
 
-    Epochs are laid out when they are asked for; only the latest is kept. For 10 million samples that takes some seconds.
-    Memory: 28 bytes a sample with micro-batches of one, 13 with large ones; twice that for the moments of making it.
+    Epochs are laid out when they are asked for; only the latest is kept. For 10 million samples that takes some
+    seconds. Memory: 28 bytes a sample with micro-batches of one, 13 with large ones; twice that while it is made.
     """
 
     def __init__(self, groups: npt.NDArray[np.integer], micro_batch: int, *, seed: int | None) -> None:

@@ -41,11 +41,16 @@ class DivergedError(UserError, ArithmeticError):
     """The loss is no longer a number."""
 
 
+class LoaderError(UserError, RuntimeError):
+    """The shards cannot be read any more, or too few of their samples can."""
+
+
 @dataclass(slots=True)
 class Tally:
     """What one rank counted in one step; the sum over the ranks tells about the step."""
 
     loss: float = 0.0
+    samples: float = 0.0
     weight: float = 0.0
     tokens: float = 0.0
     flops: float = 0.0
@@ -56,6 +61,7 @@ class Tally:
     def add(self, losses: torch.Tensor, weights: torch.Tensor, timestep: torch.Tensor) -> None:
         """Count a micro-batch: (B,) losses, weights and timesteps."""
         self.loss += float((losses * weights).sum())
+        self.samples += len(weights)
         self.weight += float(weights.sum())
         for band, loss, weight in zip(flow.band(timestep).tolist(), losses.tolist(), weights.tolist(), strict=True):
             self.band_loss[band] += loss * weight
@@ -63,9 +69,12 @@ class Tally:
 
     def over(self, ranks: Ranks) -> Tally:
         """The sum over all ranks that read different data; waiting is the mean over them."""
-        mine = [self.loss, self.weight, self.tokens, self.flops, self.wait_s, *self.band_loss, *self.band_weight]
-        loss, weight, tokens, flops, wait_s, *bands = ranks.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
-        return Tally(loss, weight, tokens, flops, wait_s / ranks.readers, bands[: flow.BANDS], bands[flow.BANDS :])
+        mine = [self.loss, self.samples, self.weight, self.tokens, self.flops, self.wait_s]
+        numbers = torch.tensor([*mine, *self.band_loss, *self.band_weight], dtype=torch.float64)
+        loss, samples, weight, tokens, flops, wait_s, *bands = ranks.sum(numbers).tolist()
+        return Tally(
+            loss, samples, weight, tokens, flops, wait_s / ranks.readers, bands[: flow.BANDS], bands[flow.BANDS :]
+        )
 
 
 class Trainer:
@@ -127,6 +136,7 @@ class Trainer:
         self.peak, self.peak_source = peak_flops(device)
         self.console = console
         self.skipped: Counter[str] = Counter()
+        self.seen = self.lost = 0.0
 
     def train(self, stop: Callable[[], bool]) -> bool:
         """Go on to the last step, or until ``stop`` says so on any rank; then save. Returns whether all steps are done.
@@ -190,6 +200,7 @@ class Trainer:
             keys.extend(batch.keys)
             self._backward(batch, tally)
         whole = tally.over(self.ranks)
+        self._check_skipped(whole)
         if not math.isfinite(whole.loss):
             raise DivergedError(
                 f"the loss of step {number + 1} is {whole.loss} (samples {', '.join(keys)} on rank {self.ranks.rank}); "
@@ -224,7 +235,10 @@ class Trainer:
 
     def _next(self, batches: Iterator[PixelBatch | LatentBatch], tally: Tally) -> LatentBatch:
         started = time.perf_counter()
-        batch = next(batches)
+        try:
+            batch = next(batches)
+        except (RuntimeError, OSError) as error:
+            raise LoaderError(f"rank {self.ranks.rank} cannot read on: {error}") from error
         tally.wait_s += time.perf_counter() - started
         for skipped in batch.skipped:
             self.skipped[skipped.reason] += 1
@@ -232,6 +246,16 @@ class Trainer:
                 f"rank {self.ranks.rank} skipped {skipped.key}: {skipped.detail}", highlight=False, soft_wrap=True
             )
         return self.encoders.encoded(batch).to(self.device)
+
+    def _check_skipped(self, step: Tally) -> None:
+        """Count over all ranks, so that they give up together."""
+        self.seen += step.samples
+        self.lost += step.samples - step.weight
+        if self.seen >= 100 and self.lost > self.config.max_skipped * self.seen:
+            raise LoaderError(
+                f"{self.lost:.0f} of {self.seen:.0f} samples could not be read, more than max_skipped="
+                f"{self.config.max_skipped:g} allows: pack the shards again"
+            )
 
     def _backward(self, batch: LatentBatch, tally: Tally) -> None:
         """Add a micro-batch's gradients. They are sums over samples, divided by the samples of a full step."""
@@ -304,7 +328,9 @@ class Trainer:
             f"{report.samples} samples, {parameters / 1e6:.1f} M trained parameters, {dist.get_world_size()} ranks on "
             f"{self.device.type}, peak {self.peak / 1e12:.2f} TFLOP/s each ({self.peak_source}){left_out}",
         )
-        self._say(journal, f"videos and references: {self.feed.origin}; validation: {self.validation.origin}")
+        self._say(journal, f"latents: {self.feed.origin}")
+        if self.validation.missing:
+            self._say(journal, f"no validation: {self.validation.missing}")
         if self.done:
             self._say(journal, f"going on from step {self.done}")
 

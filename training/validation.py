@@ -26,17 +26,17 @@ SEED = 0
 
 
 class Validation:
-    """The val split of the shards. Without one there is nothing to look at, and ``origin`` says why."""
+    """The val split of the shards. Without one there is nothing to look at, and ``missing`` says why."""
 
     def __init__(self, config: TrainConfig, shards: str, run: Path, encoders: Encoders, ranks: Ranks) -> None:
         self.config, self.run, self.encoders, self.ranks = config, run, encoders, ranks
         self._feed: Feed | None = None
+        self.missing = ""
         try:
             self._feed = open_feed(config, shards, "val", encoders, seed=SEED)
             self._pixels = open_data(config.data, shards, "val", seed=SEED)
-            self.origin = self._feed.origin
         except DataError as error:
-            self.origin = f"left out: {error}"
+            self.missing = str(error)
 
     def look(self, student: Student, step: int) -> tuple[dict[str, float], str]:
         """Measure the loss and generate samples; every rank must call this. Returns numbers, and words about them."""
