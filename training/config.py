@@ -80,9 +80,9 @@ class CheckpointConfig(Section):
 class CacheConfig(Section):
     """Latents and text embeddings that `s2v encode` keeps beside the shards, so that no step has to encode."""
 
-    use: Literal["auto", "require", "off"] = "auto"
+    use: Literal["auto", "require", "never"] = "auto"
     """`auto` takes the cache where it fits these encoders and sizes and holds the whole split, `require` refuses to
-    start without, `off` always encodes. Cached is the middle of each video, so that no window is drawn then."""
+    start without, `never` always encodes. Cached is the middle of each video, so that no window is drawn then."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """What cached numbers are stored in."""
     cpus: float = Field(1, gt=0)

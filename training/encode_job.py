@@ -74,6 +74,7 @@ class _Worker:
 def _run(config: TrainConfig, shards: str, todo: Sequence[tuple[str, str]], console: Console) -> None:
     ray.init(
         address=os.environ.get("RAY_ADDRESS"),
+        include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
         runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}},
         log_to_driver=False,
     )

@@ -28,7 +28,7 @@ def open_feed(config: TrainConfig, shards: str, split: str, encoders: Encoders, 
         DataError: what :func:`~training.data.open_data` raises it for; with ``require`` also for a cache that does not
             fit or is not complete.
     """
-    if config.cache.use == "off":
+    if config.cache.use == "never":
         return Feed(open_data(config.data, shards, split, seed=seed), "encoded as they are read")
     try:
         cache = LatentCache(shards, CacheParts.of(config.data, encoders.latents, encoders.text, config.cache.precision))
