@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException  # No Exception, but a BaseException.
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -58,8 +59,12 @@ class TrainState:
 
     def take(self, state: Mapping[str, Any]) -> None:
         """Go on from loaded tensors. Averages were loaded in place."""
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimiser.param_groups]
         set_model_state_dict(self.student, state["model"], options=TRAINED)
         set_optimizer_state_dict(self.student, self.optimiser, state["optimiser"], options=TRAINED)
+        # Weight decay and the like are as the config says now, not as it said when the checkpoint was written.
+        for group, of_config in zip(self.optimiser.param_groups, settings, strict=True):
+            group.update(of_config)
 
 
 class Checkpoints:
@@ -131,7 +136,7 @@ class Checkpoints:
         (writing, partial), self._writing = self._writing, None
         try:
             writing.result()
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             raise self._failed(partial, error) from error
         self.written = partial.with_suffix("")
         if self.is_first:
@@ -139,26 +144,31 @@ class Checkpoints:
             for old in checkpoints(self.folder)[: -self.keep]:
                 shutil.rmtree(old)
 
-    def load(self, folder: Path, state: TrainState) -> int:
+    def load(self, folder: Path, state: TrainState, geometry: Mapping[str, Any]) -> int:
         """Load a checkpoint; returns its step. The number of ranks need not be the one that wrote it.
+
+        Args:
+            geometry: the config of the state's model.
 
         Raises:
             CheckpointError: if it belongs to another model, or is damaged.
         """
         description = describe(folder)
+        # Tensors alone do not tell: a model of fewer layers, or of other heads, would load without a word.
+        _refuse_other_geometry(folder, description["geometry"], geometry)
         tensors = state.tensors()
         try:
             dcp.load(tensors, checkpoint_id=folder, process_group=self._group)
-        except (dcp.api.CheckpointException, OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{folder} cannot be loaded into this model: {_first_line(error)}") from error
+        except (Exception, CheckpointException) as error:
+            raise CheckpointError(f"{folder} cannot be loaded into this model: {first_line(error)}") from error
         state.take(tensors)
         return int(description["step"])
 
-    def _failed(self, partial: Path, error: Exception) -> CheckpointError:
+    def _failed(self, partial: Path, error: BaseException) -> CheckpointError:
         if self.is_first:
             shutil.rmtree(partial, ignore_errors=True)
         return CheckpointError(
-            f"checkpoint {partial.stem} was not written: {_first_line(error)}. Is the disk of {self.folder} full? "
+            f"checkpoint {partial.stem} was not written: {first_line(error)}. Is the disk of {self.folder} full? "
             "Older checkpoints are whole; the run can be resumed from them."
         )
 
@@ -183,6 +193,8 @@ def describe(folder: Path) -> dict[str, Any]:
         description: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{folder} is no checkpoint: run.json cannot be read: {error}") from error
+    if missing := {"step", "config", "geometry"} - description.keys():
+        raise CheckpointError(f"{folder} is no checkpoint: its run.json does not tell the {', '.join(sorted(missing))}")
     return description
 
 
@@ -204,8 +216,19 @@ def check_space(folder: Path, state_bytes: int, keep: int) -> None:
         )
 
 
-def _first_line(error: BaseException) -> str:
+def _refuse_other_geometry(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    here = json.loads(json.dumps(here))  # As it is stored: lists for tuples.
+    names = sorted(name for name in there.keys() | here.keys() if not name.startswith("_"))
+    if differing := [name for name in names if there.get(name) != here.get(name)]:
+        raise CheckpointError(
+            f"{folder} belongs to another model: "
+            + ", ".join(f"{name} is {there.get(name)} there and {here.get(name)} here" for name in differing)
+            + ". Set the model as it was, or choose another folder for the run"
+        )
+
+
+def first_line(error: BaseException) -> str:
     """What lies at the bottom of an error that torch has wrapped."""
-    if isinstance(error, dcp.api.CheckpointException):
+    if isinstance(error, CheckpointException):
         error = next((cause[0] if isinstance(cause, tuple) else cause for cause in error.failures.values()), error)
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
@@ -188,8 +189,14 @@ class Data(Generic[B]):
             timeout=self._config.timeout_s if workers else 0,
             # Its own, or every new iterator would draw from the run's random state.
             generator=torch.Generator(),
+            worker_init_fn=_outlive_the_signal,
         )
         return iter(loader)
+
+
+def _outlive_the_signal(worker: int) -> None:
+    """Schedulers send SIGTERM to every process of a run, which saves then, and needs its batches until it has."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def open_data(config: DataConfig, shards: str, split: str, *, seed: int) -> Data[PixelBatch]:

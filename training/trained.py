@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from stages.config import ConfigError, change
-from training.checkpoint import CheckpointError, describe, latest_checkpoint
+from training.checkpoint import CheckpointError, describe, first_line, latest_checkpoint
 from training.config import TrainConfig
 from training.encoding import Encoders
 from training.latents import build_latents
@@ -63,6 +64,6 @@ def load_trained(folder: Path, overrides: Sequence[str] = ()) -> Trained:
     tensors = {part: {name: parameter.detach() for name, parameter in student.named_trained().items()}}
     try:
         dcp.load(tensors, checkpoint_id=found, no_dist=True)
-    except Exception as error:
-        raise CheckpointError(f"{found} cannot be loaded: {type(error).__name__}: {str(error)[:300]}") from error
+    except (Exception, CheckpointException) as error:
+        raise CheckpointError(f"{found} cannot be loaded: {first_line(error)}") from error
     return Trained(config, student.eval(), encoders)

@@ -302,7 +302,7 @@ class Trainer:
 
     def _resume(self) -> int:
         latest = self.checkpoints.latest()
-        return 0 if latest is None else self.checkpoints.load(latest, self.state)
+        return 0 if latest is None else self.checkpoints.load(latest, self.state, self.geometry)
 
     def _description(self) -> dict[str, object]:
         return {"config": self.config.model_dump(mode="json"), "geometry": {**self.geometry}}
