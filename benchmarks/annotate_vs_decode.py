@@ -23,6 +23,7 @@ from curation.engine import SerialExecutor, make_step, run_step
 from curation.guard import Stage
 from curation.steps import Annotate, Split, Step
 from curation.workspace import Workspace
+from stages.ingest import list_inputs
 from stages.records import Annotation, Clip, Score, Source, Subject
 
 MODELS = ("shots", "text", "captioner", "detector", "segmenter", "faces", "embedder", "image_text")
@@ -55,7 +56,7 @@ def timed_step(step: type[Step], watch: Stopwatch) -> type[Step]:
 def run(videos: Sequence[Path], config: Config, folder: Path, watch: Stopwatch) -> Workspace:
     """Ingest off the clock, then split and annotate on it."""
     workspace = Workspace.open(folder, create=True)
-    ingest = make_step("ingest", config, workspace, [str(video) for video in videos])
+    ingest = make_step("ingest", config, workspace, list_inputs([str(video) for video in videos]))
     assert ingest is not None
     run_step(ingest, SerialExecutor(), silent())
     for step in (Split, Annotate):

@@ -40,6 +40,7 @@ def run(case: Case, workspace_folder: str) -> None:
     from curation.engine import make_step, run_step
     from curation.steps import write_verdicts
     from curation.workspace import Workspace
+    from stages.ingest import list_inputs
 
     config = load_config(overrides=case.overrides)
     workspace = Workspace.open(workspace_folder, create=True)
@@ -48,7 +49,7 @@ def run(case: Case, workspace_folder: str) -> None:
             if name == "encode":
                 plant(workspace, config, picture_side=64)
                 write_verdicts(workspace, config)
-            step = make_step(name, config, workspace, case.inputs)
+            step = make_step(name, config, workspace, list_inputs(case.inputs) if name == "ingest" else ())
             assert step is not None
             report = run_step(step, executor, silent())
             if report.failed:

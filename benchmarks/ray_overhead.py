@@ -23,6 +23,7 @@ from _measure import cpus, median, running_ray, show, show_machine, silent
 from curation.config import Config, load_config
 from curation.engine import Executor, SerialExecutor, make_step, run_step
 from curation.workspace import Workspace
+from stages.ingest import list_inputs
 
 STRIDE = ("split.by=stride", "split.max_s=5", "split.min_s=1")
 STEPS = ("ingest", "encode", "annotate")
@@ -44,7 +45,7 @@ def seconds_of(
     name: str, config: Config, workspace: Workspace, executor: Executor, inputs: Sequence[Path] = ()
 ) -> float:
     """Run a step that must not fail."""
-    step = make_step(name, config, workspace, [str(path) for path in inputs])
+    step = make_step(name, config, workspace, list_inputs([str(path) for path in inputs]))
     assert step is not None
     report = run_step(step, executor, silent())
     if report.failed or not report.items:

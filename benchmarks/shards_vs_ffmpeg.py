@@ -28,6 +28,7 @@ from curation.engine import Executor, make_step, run_step
 from curation.shards import read_manifest
 from curation.steps import clips_of, write_verdicts
 from curation.workspace import Workspace
+from stages.ingest import list_inputs
 from stages.media import UnreadableVideo, encode_clip, local_path
 from stages.records import Clip, Source
 
@@ -60,7 +61,8 @@ def engine(videos: Sequence[Path], config: Config, folder: Path, executor: Execu
             plant(workspace, config)
             planting = cpu_seconds() - started
         with watch.time(name):
-            step = make_step(name, config, workspace, [str(video) for video in videos])
+            found = list_inputs([str(video) for video in videos]) if name == "ingest" else ()
+            step = make_step(name, config, workspace, found)
             if step is None:
                 write_verdicts(workspace, config)
             elif (report := run_step(step, executor, silent())).failed:
@@ -159,7 +161,7 @@ def main() -> None:
                 for name, rounds in (("first", first), ("second", second)):
                     done, workspace = engine(videos, config, folder / f"{name}-{number}", executor)
                     rounds.append(done)
-            pairs = clips_of(workspace)
+            pairs = list(clips_of(workspace))
             for commands, rounds in ((plain_commands, plain), (own_commands, own)):
                 rounds.append(bare(commands(pairs, config, folder / "mp4"), options.processes))
         samples = sum(read_manifest(workspace.path("shards"))["samples"].values())

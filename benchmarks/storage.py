@@ -21,6 +21,7 @@ from curation.engine import STEPS, SerialExecutor, make_step, run_step
 from curation.shards import read_manifest
 from curation.steps import write_verdicts
 from curation.workspace import Workspace
+from stages.ingest import list_inputs
 from stages.records import RECORDS
 
 TEMPORARY = ("*.tmp", "shards/.next/*", "attempts/*")
@@ -59,9 +60,10 @@ def run(videos: Sequence[Path], workspace: Workspace, overrides: Sequence[str]) 
         total += written
         rows.append((name, items, written / MB, bytes_under(Path(workspace.uri)) / MB))
 
+    found = list_inputs([str(video) for video in videos])
     for name in STEPS:
         before = bytes_written()
-        step = make_step(name, config, workspace, [str(video) for video in videos])
+        step = make_step(name, config, workspace, found if name == "ingest" else ())
         if step is None:
             items = len(write_verdicts(workspace, config))
         else:

@@ -15,6 +15,7 @@ from curation.pack import Pack
 from curation.progress import Progress
 from curation.steps import Annotate, Encode, Ingest, References, Split, Step, write_verdicts
 from curation.workspace import Workspace
+from stages.ingest import InputVideo
 from stages.records import Failure
 
 STEPS = ("ingest", "split", "annotate", "select", "references", "encode", "pack")
@@ -52,11 +53,11 @@ class StepReport:
     seconds: float
 
 
-def make_step(name: str, config: Config, workspace: Workspace, inputs: Sequence[str] = ()) -> Step | None:
+def make_step(name: str, config: Config, workspace: Workspace, videos: Sequence[InputVideo] = ()) -> Step | None:
     """The step of that name; nothing for `select`, which is a pass over the tables and has no items."""
     match name:
         case "ingest":
-            return Ingest(config, workspace, inputs)
+            return Ingest(config, workspace, videos)
         case "select":
             return None
     classes: dict[str, type[Step]] = {step.name: step for step in (Split, Annotate, References, Encode, Pack)}
@@ -70,16 +71,19 @@ def run_steps(
     executor: Executor,
     progress: Progress,
     *,
-    inputs: Sequence[str] = (),
+    videos: Sequence[InputVideo] = (),
     retry_failed: bool = False,
 ) -> list[StepReport]:
-    """Run steps in order, then tidy the tables. The caller holds the workspace's lock."""
+    """Run steps in order, then tidy the tables. The caller holds the workspace's lock.
+
+    ``videos`` are what `ingest` takes up: what `stages.ingest.list_inputs` found behind the inputs.
+    """
     if workspace.exists("attempts"):
         # Notes of a run that was killed say nothing about its items: it was the run that died.
         workspace.filesystem.rm(workspace.path("attempts"), recursive=True)
     reports = []
     for name in names:
-        step = make_step(name, config, workspace, inputs)
+        step = make_step(name, config, workspace, videos)
         if step is None:
             started = time.monotonic()
             verdicts = write_verdicts(workspace, config)

@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation.config import fingerprint
 from curation.guard import Item, Stage
-from curation.shards import INDEX_SCHEMA, read_index, read_manifest
+from curation.shards import INDEX_SCHEMA, read_manifest
 from curation.steps import (
-    REFERENCE_NUMBERS,
     REVISION,
-    SUBJECT_NUMBERS,
+    SUBJECT_MEASURES,
     Annotate,
     Each,
     Encode,
@@ -34,12 +37,13 @@ from curation.steps import (
     Split,
     Step,
     kept_ids,
-    row_ids,
     videos_of,
 )
+from curation.vectors import compared_subjects
+from curation.workspace import Workspace
 from stages.pair import same_individuals
-from stages.records import Annotation, Clip, Encoding, Record, Reference, Score, Subject
-from stages.sample import SampleSpec, plan_samples, split_by_identity
+from stages.records import Annotation, Clip, Encoding, Record, Reference, Score, Source, Subject
+from stages.sample import Sample, SamplePlan, make_sample, plan_samples, split_by_identity, told_of_source
 
 NEXT = ".next"
 """Folder of shards that are written but not yet published."""
@@ -47,24 +51,38 @@ NEXT = ".next"
 SHARD_NAME = re.compile(r"(train|val)-\d{6,}\.tar")
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedSample:
-    """A sample and where its parts lie in their tables."""
+PARTS: dict[type[Record], Callable[[SamplePlan], Sequence[str]]] = {
+    Clip: lambda sample: [sample.key],
+    Source: lambda sample: [sample.source_id],
+    Score: lambda sample: [sample.key],
+    Annotation: lambda sample: [sample.key],
+    Encoding: lambda sample: [sample.key],
+    Subject: lambda sample: sample.subjects,
+    Reference: lambda sample: [name for names in sample.references for name in names],
+}
+"""Of which tables a sample is made, and which of their rows."""
 
-    spec: SampleSpec
-    encoding: int
-    pictures: tuple[int, ...]
+SUBJECT_TOLD = [*SUBJECT_MEASURES, "frames"]
+SOURCE_COLUMNS = Source.schema().names
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where rows lie in a version of their table."""
+
+    version: int
+    row_ids: npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSpec:
-    """A shard to be written. ``versions`` are those of the tables of encodings and references."""
+    """A shard to be written. Its samples' rows stand in ``rows`` by table, in the order of the samples."""
 
     name: str
     split: str
     fingerprint: str
-    samples: list[PlannedSample]
-    versions: tuple[int, int]
+    samples: list[SamplePlan]
+    rows: dict[str, Rows]
 
 
 class Pack(Step):
@@ -79,27 +97,22 @@ class Pack(Step):
     @cached_property
     def shards(self) -> list[ShardSpec]:
         """All the shards that the tables and the config make."""
-        subjects = self._passing(Subject, SUBJECT_NUMBERS, "subject")
-        encodings = {row["clip_id"]: row["fingerprint"] for row in self._rows(Encoding, ["clip_id", "fingerprint"])}
+        videos = {row["clip_id"]: row["video_id"] for row in self._passing(Clip, ["clip_id", "video_id"], "clip")}
+        sources = {video.video_id: video.source_id for video in videos_of(self.workspace)}
+        whole = set(self.workspace.column(Encoding, "clip_id")) & set(self.workspace.column(Annotation, "clip_id"))
         samples = plan_samples(
-            self._clips(encodings),
-            subjects,
-            self._passing(Reference, REFERENCE_NUMBERS, "reference"),
+            {clip: sources[video] for clip, video in videos.items() if clip in whole},
+            self._passing(Subject, ["subject_id", "clip_id", "area"], "subject"),
+            self._passing(Reference, ["reference_id", "subject_id", "kind"], "reference"),
             self.config.pack.max_subjects,
         )
-        videos = {row["clip_id"]: row["video_id"] for row in self._rows(Clip, ["clip_id", "video_id"])}
+        subjects = compared_subjects(self.workspace, kept_ids(self.workspace, "subject"), frames=False)
         val = split_by_identity(
             {sample.key: videos[sample.key] for sample in samples},
             same_individuals(subjects, self.config.references.cross_clip),
             self.config.pack.val_share,
         )
-        return [
-            shard
-            for split in ("train", "val")
-            for shard in self._cut(
-                split, [sample for sample in samples if (sample.key in val) == (split == "val")], encodings
-            )
-        ]
+        return list(self._cut(samples, val))
 
     def plan(self) -> list[Item]:
         published = self._published()
@@ -121,22 +134,23 @@ class Pack(Step):
         """Publish the shards if all of them are there, and drop what is no longer part of the set."""
         shards = self.shards
         published = self._published()
-        entries, index = [], []
+        kept: list[str] = []
+        entries, index = [], [INDEX_SCHEMA.empty_table()]
         for shard in shards:
             if self._is_written(shard):
                 with self.workspace.filesystem.open(self.workspace.path(*_sidecar(shard)), "r") as file:
                     written = json.load(file)
                 entries.append(written["entry"])
-                index.extend(written["samples"])
+                index.append(pa.Table.from_pylist(written["samples"], schema=INDEX_SCHEMA))
             elif published.get(f"{shard.name}.tar", {}).get("fingerprint") == shard.fingerprint:
                 entries.append(published[f"{shard.name}.tar"])
+                kept.append(f"{shard.name}.tar")
             else:
                 return
-        kept = {entry["file"] for entry in entries} - {row["shard"] for row in index}
-        index.extend(row for row in read_index(self.workspace.path("shards")) if row["shard"] in kept)
-        self._publish(shards, entries, sorted(index, key=lambda row: (row["shard"], row["key"])))
+        index.append(self._published_index(kept))
+        self._publish(shards, entries, pa.concat_tables(index).sort_by([("shard", "ascending"), ("key", "ascending")]))
 
-    def _publish(self, shards: Sequence[ShardSpec], entries: list[dict[str, Any]], index: list[dict[str, Any]]) -> None:
+    def _publish(self, shards: Sequence[ShardSpec], entries: list[dict[str, Any]], index: pa.Table) -> None:
         files = self.workspace.filesystem
         new = [shard for shard in shards if self._is_written(shard)]
         current = {entry["file"]: entry for entry in read_manifest(self.workspace.path("shards")).get("shards", [])}
@@ -147,7 +161,7 @@ class Pack(Step):
         for shard in new:
             files.mv(self.workspace.path(*_written(shard)), self.workspace.path("shards", f"{shard.name}.tar"))
         with self.workspace.writing("shards", "index.parquet") as file:
-            pq.write_table(pa.Table.from_pylist(index, schema=INDEX_SCHEMA), file)
+            pq.write_table(index.combine_chunks(), file)
         self._write_manifest(entries)
         # All that look like shards: those of a run that died before this point stand in no manifest.
         present = {path.rpartition("/")[2] for path in files.ls(self.workspace.path("shards"), detail=False)}
@@ -160,6 +174,14 @@ class Pack(Step):
         """What the manifest says of each shard that is there."""
         entries = read_manifest(self.workspace.path("shards")).get("shards", [])
         return {entry["file"]: entry for entry in entries if self.workspace.exists("shards", entry["file"])}
+
+    def _published_index(self, shards: Sequence[str]) -> pa.Table:
+        """The rows of these shards in the published index."""
+        if not shards:
+            return INDEX_SCHEMA.empty_table()
+        with self.workspace.filesystem.open(self.workspace.path("shards", "index.parquet"), "rb") as file:
+            index = pq.read_table(file).cast(INDEX_SCHEMA)
+        return index.filter(pc.is_in(index["shard"], pa.array(shards)))
 
     def _write_manifest(self, entries: Sequence[dict[str, Any]]) -> None:
         with self.workspace.writing("shards", "manifest.json") as file:
@@ -181,52 +203,33 @@ class Pack(Step):
     def _is_written(self, shard: ShardSpec) -> bool:
         return self.workspace.exists(*_sidecar(shard)) and self.workspace.exists(*_written(shard))
 
-    def _rows(self, record: type[Record], columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.workspace.read(record, columns).to_pylist()
-        return rows
-
-    def _passing(self, record: type[Record], columns: Sequence[str] | None, kind: str) -> list[dict[str, Any]]:
+    def _passing(self, record: type[Record], columns: Sequence[str], kind: str) -> Iterator[dict[str, Any]]:
         kept = kept_ids(self.workspace, kind)
-        return [row for row in self._rows(record, columns) if row[record.key] in kept]
+        return (row for row in self.workspace.rows(record, columns) if row[record.key] in kept)
 
-    def _clips(self, encodings: dict[str, str]) -> Iterator[tuple[Any, Any, Any, Any]]:
-        sources = {
-            source.video_id: {name: getattr(source, name) for name in type(source).schema().names}
-            for source in videos_of(self.workspace)
+    def _cut(self, samples: Sequence[SamplePlan], val: set[str]) -> Iterator[ShardSpec]:
+        sides = {
+            "train": [sample for sample in samples if sample.key not in val],
+            "val": [sample for sample in samples if sample.key in val],
         }
-        scores = {row["clip_id"]: row for row in self._rows(Score)}
-        annotations = {row["clip_id"]: row for row in self._rows(Annotation)}
-        for clip in self._passing(Clip, None, "clip"):
-            if clip["clip_id"] in encodings and clip["clip_id"] in annotations:
-                yield clip, sources[clip["video_id"]], scores[clip["clip_id"]], annotations[clip["clip_id"]]
-
-    def _cut(self, split: str, samples: Sequence[SampleSpec], encodings: dict[str, str]) -> Iterator[ShardSpec]:
-        clip_rows, clip_version = row_ids(self.workspace, Encoding)
-        picture_rows, picture_version = row_ids(self.workspace, Reference)
+        found = _Finder(self.workspace, [sample for side in sides.values() for sample in side])
         size = self.config.pack.shard_samples
-        for number, start in enumerate(range(0, len(samples), size)):
-            chosen = samples[start : start + size]
-            yield ShardSpec(
-                name=f"{split}-{number:06d}",
-                split=split,
-                fingerprint=fingerprint(
-                    REVISION["pack"], [sample.fingerprint(encodings[sample.key]) for sample in chosen]
-                ),
-                samples=[
-                    PlannedSample(
-                        sample,
-                        clip_rows[sample.key],
-                        tuple(picture_rows[picture.reference_id] for picture in sample.pictures),
-                    )
-                    for sample in chosen
-                ],
-                versions=(clip_version, picture_version),
-            )
+        for split, side in sides.items():
+            for number, start in enumerate(range(0, len(side), size)):
+                chosen = side[start : start + size]
+                rows, content = found.rows_of(chosen)
+                yield ShardSpec(
+                    name=f"{split}-{number:06d}",
+                    split=split,
+                    fingerprint=fingerprint(REVISION["pack"], content),
+                    samples=chosen,
+                    rows=rows,
+                )
 
     def _write(self, shard: ShardSpec) -> None:
         with self.workspace.writing(*_written(shard)) as file:
             with tarfile.open(file, "w", format=tarfile.USTAR_FORMAT) as tar:
-                samples = [self._add_sample(tar, shard, sample) for sample in shard.samples]
+                samples = [_add_sample(tar, shard, *parts) for parts in self._parts(shard)]
             with file.open("rb") as written:
                 digest = hashlib.file_digest(written, "sha256").hexdigest()
             size = file.stat().st_size
@@ -241,33 +244,81 @@ class Pack(Step):
         with self.workspace.writing(*_sidecar(shard)) as file:
             file.write_text(json.dumps({"entry": entry, "samples": samples}))
 
-    def _add_sample(self, tar: tarfile.TarFile, shard: ShardSpec, sample: PlannedSample) -> dict[str, Any]:
-        clip_version, picture_version = shard.versions
-        (encoding,) = self.workspace.take(Encoding, [sample.encoding], clip_version)
-        pictures = {
-            reference.reference_id: reference.image
-            for reference in self.workspace.take(Reference, sample.pictures, picture_version)
+    def _parts(self, shard: ShardSpec) -> Iterator[tuple[Sample, Encoding, dict[str, bytes]]]:
+        """Each sample with its encoded clip and the pictures by id; what is large is read one sample at a time."""
+
+        def take(record: type[Record], row_ids: Sequence[int], columns: Sequence[str] | None = None) -> dict[str, Any]:
+            rows = self.workspace.take_rows(record, row_ids, shard.rows[record.table].version, columns)
+            return {row[record.key]: row for row in rows}
+
+        row_ids = {table: iter(rows.row_ids.tolist()) for table, rows in shard.rows.items()}
+        clips, sources, scores, annotations = (
+            take(record, list(row_ids[record.table])) for record in (Clip, Source, Score, Annotation)
+        )
+        for plan in shard.samples:
+            encodings, subjects, references = (
+                take(record, list(itertools.islice(row_ids[record.table], len(PARTS[record](plan)))), columns)
+                for record, columns in ((Encoding, None), (Subject, SUBJECT_TOLD), (Reference, None))
+            )
+            pictures = {name: row.pop("image") for name, row in references.items()}
+            clip, source = clips[plan.key], sources[plan.source_id]
+            sample = make_sample(plan, clip, source, scores[plan.key], annotations[plan.key], subjects, references)
+            yield sample, Encoding.from_row(encodings[plan.key]), pictures
+
+
+class _Finder:
+    """Finds the rows of samples that are asked for one after the other in the order in which they were named."""
+
+    def __init__(self, workspace: Workspace, samples: Sequence[SamplePlan]) -> None:
+        self._found = {
+            record: workspace.locate(record, [key for sample in samples for key in keys(sample)])
+            for record, keys in PARTS.items()
         }
-        spec = sample.spec
-        members = [
-            ("mp4", encoding.data),
-            ("txt", spec.caption.encode()),
-            ("json", spec.metadata.encode()),
-            *((picture.name, pictures[picture.reference_id]) for picture in spec.pictures),
+        self._passed = dict.fromkeys(PARTS, 0)
+        # A file that was moved or touched is another source, but its shards need not be written again for that.
+        self._told = {
+            source.source_id: fingerprint(told_of_source({name: getattr(source, name) for name in SOURCE_COLUMNS}))
+            for source in videos_of(workspace)
+        }
+
+    def rows_of(self, samples: Sequence[SamplePlan]) -> tuple[dict[str, Rows], list[Any]]:
+        """Where the next samples' rows lie, and all that the samples' bytes follow from."""
+        rows = {}
+        content: list[Any] = [
+            [[sample.key, sample.subjects, sample.references, self._told[sample.source_id]] for sample in samples]
         ]
-        return {
-            "key": spec.key,
-            "split": shard.split,
-            "shard": f"{shard.name}.tar",
-            "caption": spec.caption,
-            "width": encoding.width,
-            "height": encoding.height,
-            "frames": encoding.frames,
-            "fps": encoding.fps,
-            "subjects": spec.subjects,
-            "references": len(spec.pictures),
-            "members": [_add_member(tar, spec.key, extension, data) for extension, data in members],
-        }
+        for record, keys in PARTS.items():
+            table, version = self._found[record]
+            part = table.slice(self._passed[record], sum(len(keys(sample)) for sample in samples))
+            self._passed[record] += part.num_rows
+            rows[record.table] = Rows(version, part["_rowid"].to_numpy())
+            if record is not Source:
+                content.append(part["fingerprint"].to_pylist())
+        return rows, content
+
+
+def _add_sample(
+    tar: tarfile.TarFile, shard: ShardSpec, sample: Sample, encoding: Encoding, pictures: Mapping[str, bytes]
+) -> dict[str, Any]:
+    members = [
+        ("mp4", encoding.data),
+        ("txt", sample.caption.encode()),
+        ("json", sample.metadata.encode()),
+        *((picture.name, pictures[picture.reference_id]) for picture in sample.pictures),
+    ]
+    return {
+        "key": sample.key,
+        "split": shard.split,
+        "shard": f"{shard.name}.tar",
+        "caption": sample.caption,
+        "width": encoding.width,
+        "height": encoding.height,
+        "frames": encoding.frames,
+        "fps": encoding.fps,
+        "subjects": sample.subjects,
+        "references": len(sample.pictures),
+        "members": [_add_member(tar, sample.key, extension, data) for extension, data in members],
+    }
 
 
 def _add_member(tar: tarfile.TarFile, key: str, extension: str, data: bytes) -> dict[str, Any]:

@@ -6,16 +6,20 @@ another fingerprint. So there is no state besides the tables, and running again 
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
+
+import pyarrow as pa
 
 from curation.config import Config, StepRuntime, fingerprint
 from curation.guard import Item, Stage
-from curation.workspace import Workspace
+from curation.vectors import compared_subjects
+from curation.workspace import ROWS_PER_BATCH, Workspace
 from models import registry
 from stages.annotate import (
     CheapStage,
@@ -26,7 +30,7 @@ from stages.annotate import (
     SubjectStage,
 )
 from stages.describe import DescribeStage
-from stages.ingest import IngestStage, InputVideo, list_inputs
+from stages.ingest import IngestStage, InputVideo
 from stages.media import encode_clip, local_copy
 from stages.pair import ReferenceSpec, plan_references
 from stages.records import Annotation, Clip, Encoding, Record, Reference, Score, Source, Subject, Verdict
@@ -35,12 +39,15 @@ from stages.select import clip_reasons, decide
 from stages.split import SplitStage, spans
 from stages.synthesise import SynthesiseStage
 
+R = TypeVar("R", bound=Record)
+
 REVISION = {"ingest": 1, "split": 1, "score": 1, "annotate": 1, "references": 1, "encode": 1, "pack": 1}
 """Raised when the code of a stage changes what it writes: the rows of the old code are then stale."""
 
-SUBJECT_NUMBERS = [name for name in Subject.schema().names if name != "crops"]
-SUBJECT_MEASURES = [name for name in SUBJECT_NUMBERS if name not in ("frames", "face_embedding", "image_embedding")]
-"""What verdicts read: a hundredth of what frames and embeddings take."""
+SUBJECT_MEASURES = [
+    name for name in Subject.schema().names if name not in ("crops", "frames", "face_embedding", "image_embedding")
+]
+"""What verdicts read: a thousandth of what pictures, frames and embeddings take."""
 REFERENCE_NUMBERS = [name for name in Reference.schema().names if name != "image"]
 
 
@@ -124,26 +131,22 @@ class Ingest(Step):
     name = "ingest"
     outputs = (Source,)
 
-    def __init__(self, config: Config, workspace: Workspace, inputs: Sequence[str] = ()) -> None:
+    def __init__(self, config: Config, workspace: Workspace, videos: Sequence[InputVideo] = ()) -> None:
         super().__init__(config, workspace)
-        self.inputs = tuple(inputs)
+        self.videos = videos
 
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint("ingest", REVISION["ingest"])
 
     @cached_property
-    def _listed(self) -> list[InputVideo]:
-        return list_inputs(self.inputs) if self.inputs else []
-
-    @cached_property
     def _uris(self) -> set[str]:
-        return {video.uri for video in self._listed}
+        return {video.uri for video in self.videos}
 
     def clean(self) -> None:
         """Forget files that were replaced by others of the same name, and files whose caption or licence changed."""
-        now = {video.uri: video.source_id for video in self._listed}
-        rows = self.workspace.read(Source, ["source_id", "uri", "fingerprint"]).to_pylist()
+        now = {video.uri: video.source_id for video in self.videos}
+        rows = self.workspace.rows(Source, ["source_id", "uri", "fingerprint"])
         stale = [
             row["source_id"]
             for row in rows
@@ -156,7 +159,7 @@ class Ingest(Step):
         return [
             # What ingest costs is bytes to hash: 10 MB count as a second.
             Item(video.source_id, video.uri, max(video.size, 0) / 1e7, video)
-            for video in self._listed
+            for video in self.videos
             if video.source_id not in known
         ]
 
@@ -189,7 +192,7 @@ class Split(Step):
     def clean(self) -> None:
         """Delete the clips of another configuration and of videos that are gone."""
         videos = {video.video_id for video in videos_of(self.workspace)}
-        rows = self.workspace.read(Clip, ["clip_id", "video_id", "fingerprint"]).to_pylist()
+        rows = self.workspace.rows(Clip, ["clip_id", "video_id", "fingerprint"])
         stale = [
             row["clip_id"] for row in rows if row["fingerprint"] != self.fingerprint or row["video_id"] not in videos
         ]
@@ -246,7 +249,7 @@ class Annotate(Step):
     def clean(self) -> None:
         """Delete stale scores and annotations, and subjects without an annotation."""
         wanted = {clip.clip_id: self.annotation_fingerprint(source) for clip, source in clips_of(self.workspace)}
-        scores = self.workspace.read(Score, ["clip_id", "fingerprint"]).to_pylist()
+        scores = self.workspace.rows(Score, ["clip_id", "fingerprint"])
         self.workspace.delete(
             Score,
             "clip_id",
@@ -256,37 +259,42 @@ class Annotate(Step):
                 if row["fingerprint"] != self.score_fingerprint or row["clip_id"] not in wanted
             ],
         )
-        annotations = self.workspace.read(Annotation, ["clip_id", "fingerprint"]).to_pylist()
+        annotations = self.workspace.rows(Annotation, ["clip_id", "fingerprint"])
         fresh = {row["clip_id"] for row in annotations if wanted.get(row["clip_id"]) == row["fingerprint"]}
-        self.workspace.delete(Annotation, "clip_id", {row["clip_id"] for row in annotations} - fresh)
+        self.workspace.delete(Annotation, "clip_id", set(self.workspace.column(Annotation, "clip_id")) - fresh)
         self.workspace.delete(Subject, "clip_id", set(self.workspace.column(Subject, "clip_id")) - fresh)
 
     def plan(self) -> list[Item]:
-        scores = {score.clip_id: score for score in self.workspace.records(Score)}
-        annotations = {annotation.clip_id: annotation for annotation in self.workspace.records(Annotation)}
-        items = []
-        for clip, source in clips_of(self.workspace):
-            score, annotation = scores.get(clip.clip_id), annotations.get(clip.clip_id)
-            if score is not None and (annotation is not None or not self.passes(score)):
-                continue
-            work = ClipWork(
+        scored = set(self.workspace.column(Score, "clip_id"))
+        annotated = set(self.workspace.column(Annotation, "clip_id"))
+        # Of what is there already, only what goes along with a clip that lacks the other part.
+        scores = {
+            score.clip_id: score
+            for score in map(Score.from_row, self.workspace.rows(Score))
+            if score.clip_id not in annotated and self.passes(score)
+        }
+        annotations = {
+            annotation.clip_id: annotation
+            for annotation in map(Annotation.from_row, self.workspace.rows(Annotation))
+            if annotation.clip_id not in scored
+        }
+        return [
+            clip_item(
                 clip,
                 source,
-                self.score_fingerprint,
-                self.annotation_fingerprint(source),
-                score=score,
-                annotation=annotation,
-                scored_before=score is not None,
+                ClipWork(
+                    clip,
+                    source,
+                    self.score_fingerprint,
+                    self.annotation_fingerprint(source),
+                    score=scores.get(clip.clip_id),
+                    annotation=annotations.get(clip.clip_id),
+                    scored_before=clip.clip_id in scored,
+                ),
             )
-            items.append(
-                Item(
-                    clip.clip_id,
-                    f"{source.uri} @ {clip.start_s:.2f}-{clip.end_s:.2f} s",
-                    clip.end_s - clip.start_s,
-                    work,
-                )
-            )
-        return items
+            for clip, source in clips_of(self.workspace)
+            if clip.clip_id not in scored or clip.clip_id in scores
+        ]
 
     def passes(self, score: Score) -> bool:
         """Whether a clip's own numbers let it go on to the subject models."""
@@ -341,12 +349,11 @@ class References(Step):
 
     @cached_property
     def _wanted(self) -> list[ReferenceSpec]:
-        clips = self.workspace.read(Clip, ["clip_id", "video_id"]).to_pylist()
-        videos = {row["clip_id"]: row["video_id"] for row in clips}
+        references = self.config.references
+        videos = {row["clip_id"]: row["video_id"] for row in self.workspace.rows(Clip, ["clip_id", "video_id"])}
         kept = kept_ids(self.workspace, "subject")
-        rows = self.workspace.read(Subject, SUBJECT_NUMBERS).to_pylist()
-        subjects = [row for row in rows if row["subject_id"] in kept]
-        return plan_references(subjects, videos, self.config.references, self.fingerprints)
+        subjects = compared_subjects(self.workspace, kept, frames=references.other_frame.count > 0)
+        return plan_references(subjects, videos, references, self.fingerprints)
 
     def clean(self) -> None:
         """Delete references that are no longer wanted."""
@@ -415,7 +422,7 @@ class Encode(Step):
     def clean(self) -> None:
         """Delete encodings of another configuration, and of clips that are gone."""
         clips = set(self.workspace.column(Clip, "clip_id"))
-        rows = self.workspace.read(Encoding, ["clip_id", "fingerprint"]).to_pylist()
+        rows = self.workspace.rows(Encoding, ["clip_id", "fingerprint"])
         stale = [
             row["clip_id"] for row in rows if row["fingerprint"] != self.fingerprint or row["clip_id"] not in clips
         ]
@@ -425,12 +432,7 @@ class Encode(Step):
         known = set(self.workspace.column(Encoding, "clip_id"))
         wanted = clips_with_references(self.workspace)
         return [
-            Item(
-                clip.clip_id,
-                f"{source.uri} @ {clip.start_s:.2f}-{clip.end_s:.2f} s",
-                clip.end_s - clip.start_s,
-                (clip, source),
-            )
+            clip_item(clip, source, (clip, source))
             for clip, source in clips_of(self.workspace)
             if clip.clip_id in wanted and clip.clip_id not in known
         ]
@@ -468,34 +470,41 @@ class Encode(Step):
         return [value]
 
 
-def videos_of(workspace: Workspace) -> list[Source]:
-    """The distinct videos: of several sources with the same bytes, the one whose URI sorts first."""
-    videos: dict[str, Source] = {}
-    for source in sorted(workspace.records(Source), key=lambda source: source.uri):
-        videos.setdefault(source.video_id, source)
-    return sorted(videos.values(), key=lambda source: source.video_id)
+def clip_item(clip: Clip, source: Source, value: Any) -> Item:
+    """A clip on its way through a step."""
+    return Item(clip.clip_id, f"{source.uri} @ {clip.start_s:.2f}-{clip.end_s:.2f} s", clip.end_s - clip.start_s, value)
 
 
-def clips_of(workspace: Workspace) -> list[tuple[Clip, Source]]:
+def videos_of(workspace: Workspace) -> Iterator[Source]:
+    """The distinct videos by id: of several sources with the same bytes, the one whose URI sorts first."""
+    found = workspace.read(Source).sort_by([("video_id", "ascending"), ("uri", "ascending")])
+    for _, sources in itertools.groupby(_records(Source, found), key=lambda source: source.video_id):
+        yield next(sources)
+
+
+def clips_of(workspace: Workspace) -> Iterator[tuple[Clip, Source]]:
     """The clips that were not dropped when they were cut, each with its video, in order of video and time."""
-    videos = {video.video_id: video for video in videos_of(workspace)}
-    clips = workspace.records(Clip, where="dropped IS NULL")
-    pairs = [(clip, videos[clip.video_id]) for clip in clips if clip.video_id in videos]
-    return sorted(pairs, key=lambda pair: (pair[0].video_id, pair[0].start_frame))
+    found = workspace.read(Clip, where="dropped IS NULL")
+    videos = videos_of(workspace)
+    video = next(videos, None)
+    for clip in _records(Clip, found.sort_by([("video_id", "ascending"), ("start_frame", "ascending")])):
+        while video is not None and video.video_id < clip.video_id:
+            video = next(videos, None)
+        if video is not None and video.video_id == clip.video_id:
+            yield clip, video
 
 
 def kept_ids(workspace: Workspace, kind: str) -> set[str]:
     """Ids of the clips, subjects or references that passed."""
-    rows = workspace.read(Verdict, ["id", "kind", "keep"]).to_pylist()
-    return {row["id"] for row in rows if row["kind"] == kind and row["keep"]}
+    return {row["id"] for row in workspace.rows(Verdict, ["id"], where=f"kind = '{kind}' AND keep")}
 
 
 def clips_with_references(workspace: Workspace) -> set[str]:
     """Clips that pass and have a subject with a reference that passes: those that become samples."""
     references = kept_ids(workspace, "reference")
-    rows = workspace.read(Reference, ["reference_id", "subject_id"]).to_pylist()
+    rows = workspace.rows(Reference, ["reference_id", "subject_id"])
     subjects = {row["subject_id"] for row in rows if row["reference_id"] in references}
-    pairs = workspace.read(Subject, ["subject_id", "clip_id"]).to_pylist()
+    pairs = workspace.rows(Subject, ["subject_id", "clip_id"])
     return {row["clip_id"] for row in pairs if row["subject_id"] in subjects}
 
 
@@ -509,15 +518,20 @@ def row_ids(workspace: Workspace, record: type[Record]) -> tuple[dict[str, int],
 def write_verdicts(workspace: Workspace, config: Config) -> list[Verdict]:
     """Decide on everything that the tables hold, with the thresholds of the config."""
     verdicts = decide(
-        workspace.read(Clip, ["clip_id", "dropped"]).to_pylist(),
-        workspace.read(Score).to_pylist(),
-        workspace.read(Subject, SUBJECT_MEASURES).to_pylist(),
-        workspace.read(Reference, REFERENCE_NUMBERS).to_pylist(),
+        workspace.rows(Clip, ["clip_id", "dropped"]),
+        workspace.rows(Score),
+        workspace.rows(Subject, SUBJECT_MEASURES),
+        workspace.rows(Reference, REFERENCE_NUMBERS),
         config.select,
     )
-    if verdicts != workspace.records(Verdict):
+    if not Verdict.to_table(verdicts).equals(workspace.read(Verdict)):
         workspace.replace(Verdict, verdicts)
     return verdicts
+
+
+def _records(record: type[R], table: pa.Table) -> Iterator[R]:
+    for batch in table.to_batches(ROWS_PER_BATCH):
+        yield from map(record.from_row, batch.to_pylist())
 
 
 def _rows_of(specs: Iterable[ReferenceSpec], where: dict[str, int]) -> list[int]:

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import fsspec
 import lance
 import pyarrow as pa
+import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata, write_fragments
 
 from models.errors import UserError
@@ -30,6 +31,9 @@ from stages.records import RECORDS, Record
 R = TypeVar("R", bound=Record)
 
 ROWS_PER_DELETE = 2000
+ROWS_PER_BATCH = 256
+READ_AHEAD = 32 * 2**20
+"""Bytes of a table that may be read before they are asked for."""
 
 
 class WorkspaceError(UserError, RuntimeError):
@@ -92,9 +96,30 @@ class Workspace:
         """Rows of a table as Arrow, optionally only some columns and those that fulfil a SQL condition."""
         return self.table(record).to_table(columns=list(columns) if columns is not None else None, filter=where)
 
+    def batches(
+        self, record: type[Record], columns: Sequence[str] | None = None, where: str | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """What :meth:`read` returns, in order and a few rows at a time."""
+        scanner = self.table(record).scanner(
+            columns=list(columns) if columns is not None else None,
+            filter=where,
+            batch_size=ROWS_PER_BATCH,
+            batch_readahead=1,
+            io_buffer_size=READ_AHEAD,
+            scan_in_order=True,
+        )
+        yield from scanner.to_batches()
+
+    def rows(
+        self, record: type[Record], columns: Sequence[str] | None = None, where: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """What :meth:`read` returns as dicts, in order: for tables of any length, as only a few are there at a time."""
+        for batch in self.batches(record, columns, where):
+            yield from batch.to_pylist()
+
     def records(self, record: type[R], where: str | None = None) -> list[R]:
         """Rows of a table as records."""
-        return [record.from_row(row) for row in self.read(record, where=where).to_pylist()]
+        return [record.from_row(row) for row in self.rows(record, where=where)]
 
     def column(self, record: type[Record], name: str) -> list[Any]:
         """One column of a table."""
@@ -134,10 +159,31 @@ class Workspace:
             dataset.delete(f"{column} IN ({quoted})")
         return int(before - dataset.count_rows())
 
+    def locate(self, record: type[Record], keys: Sequence[str]) -> tuple[pa.Table, int]:
+        """Find the rows with these keys: ``_rowid`` and ``fingerprint``, in order, and the version they hold for.
+
+        Raises:
+            KeyError: if one is not there.
+        """
+        dataset = self.table(record)
+        table = dataset.to_table(columns=[record.key, "fingerprint"], with_row_id=True)
+        places = pc.index_in(pa.array(keys, pa.string()), value_set=table[record.key].combine_chunks())
+        if places.null_count:
+            raise KeyError(f"table {record.table}: no row {keys[places.is_null().index(True).as_py()]}")
+        return table.select(["_rowid", "fingerprint"]).take(places), int(dataset.version)
+
     def take(self, record: type[R], row_ids: Sequence[int], version: int) -> list[R]:
         """Read rows by the ids that a scan of this version of the table gave them, without a search."""
+        return [record.from_row(row) for row in self.take_rows(record, row_ids, version)]
+
+    def take_rows(
+        self, record: type[Record], row_ids: Sequence[int], version: int, columns: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """As :meth:`take`, as dicts with only these columns."""
         dataset = lance.dataset(self._table_uri(record), version=version)
-        return [record.from_row(row) for row in dataset._take_rows(list(row_ids)).to_pylist()]
+        table = dataset._take_rows(list(row_ids), columns=list(columns) if columns is not None else None)
+        rows: list[dict[str, Any]] = table.to_pylist()
+        return rows
 
     def tidy(self) -> None:
         """Merge small fragments and remove files that no version of a table refers to.

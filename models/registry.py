@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -60,9 +60,9 @@ def backend_class(task: str, name: str) -> Any:
     """The class behind ``backend: name`` for a task.
 
     Raises:
-        ValueError: if no backend of that name is registered for the task.
+        ValueError: if there is no such task, or no backend of that name is registered for it.
     """
-    known = BACKENDS[task]
+    known = _backends(task)
     if name not in known:
         names = ", ".join(sorted(known)) or "none yet"
         raise ValueError(f"models.{task}.backend: no backend {name!r}; known: {names}")
@@ -77,7 +77,7 @@ def backend_config(task: str, raw: dict[str, Any]) -> BackendConfig:
         ValueError: for an unknown backend, or options that it does not have.
     """
     if "backend" not in raw:
-        names = ", ".join(sorted(BACKENDS[task]))
+        names = ", ".join(sorted(_backends(task)))
         raise ValueError(f"models.{task}: say which one with `backend: name`; known: {names}")
     try:
         config: BackendConfig = backend_class(task, raw["backend"]).Config(**raw)
@@ -126,3 +126,9 @@ def _files(path: Path) -> Iterable[Path]:
 def _file_digest(path: Path, mtime_ns: int, size: int) -> bytes:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").digest()
+
+
+def _backends(task: str) -> Mapping[str, str]:
+    if task not in BACKENDS:
+        raise ValueError(f"models.{task}: no such task; known: {', '.join(sorted(BACKENDS))}")
+    return BACKENDS[task]

@@ -105,14 +105,11 @@ def subject_sharpness(image: Image, mask: Mask) -> float:
 
 
 def perceptual_hash(image: Image) -> int:
-    """64-bit DCT hash (``imagehash.phash``) as a signed integer: near copies differ in few bits (see `hamming`)."""
+    """64-bit DCT hash (``imagehash.phash``) as a signed integer: near copies differ in few bits,
+    unrelated pictures in about 32.
+    """
     bits = imagehash.phash(PILImage.fromarray(image)).hash
     return int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True)
-
-
-def hamming(a: int, b: int) -> int:
-    """Number of bits in which two 64-bit hashes differ; [0, 64]. About 32 for unrelated pictures."""
-    return ((a ^ b) & 0xFFFF_FFFF_FFFF_FFFF).bit_count()
 
 
 def area(mask: Mask) -> float:

@@ -7,9 +7,9 @@ spec whose id is already in the table needs no work.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from pydantic import Field
 from stages.config import Section
 
 Row = Mapping[str, Any]
-SIMILARITY_BLOCK = 1024
+SIMILARITY_BLOCK = 128
 """Targets compared at once: bounds the memory of the similarity matrix."""
 DECIMALS = 5
 """To which cosines are compared. What lies beyond them depends on the block, and would tell equal ones apart."""
@@ -91,26 +91,55 @@ class ReferenceSpec:
     fingerprint: str
 
 
+@dataclass(frozen=True, slots=True)
+class Individual:
+    """What planning keeps of a subject. Its row holds vectors, which are let go of as soon as they are looked at."""
+
+    subject_id: str
+    clip_id: str
+    best: int
+    identity_by: str
+    """Embedding by which its pictures are told to show it: ``face`` or ``image``."""
+    fingerprint: str
+
+    @classmethod
+    def of(cls, subject: Row) -> Individual:
+        """``subject`` is a row of ``subjects``."""
+        by_face = subject["category"] == "person" and subject["face_embedding"] is not None
+        return cls(
+            subject_id=subject["subject_id"],
+            clip_id=subject["clip_id"],
+            best=subject["best"],
+            identity_by="face" if by_face else "image",
+            fingerprint=subject["fingerprint"],
+        )
+
+
 def plan_references(
-    subjects: Sequence[Row], videos: Mapping[str, str], config: ReferencesConfig, fingerprints: Mapping[str, str]
+    subjects: Iterable[Row], videos: Mapping[str, str], config: ReferencesConfig, fingerprints: Mapping[str, str]
 ) -> list[ReferenceSpec]:
     """Specs of every reference that the passing subjects shall have, sorted by id.
 
     Args:
-        subjects: rows of ``subjects`` that passed, without their pictures.
+        subjects: rows of ``subjects`` that passed, gone through once. Embeddings may be lists or arrays; of a frame
+            no more is read than ``image_embedding``, and frames not at all where `other_frame` is turned off.
         videos: the video of each clip.
         config: kinds, counts and identity bounds.
         fingerprints: per kind, hash of the configuration that makes its pictures.
     """
     specs = []
-    for subject in subjects:
-        specs.append(_spec("original", subject, subject, subject["best"], NO_SEED, fingerprints))
-        for frame in most_different(subject)[: config.other_frame.count]:
-            specs.append(_spec("other_frame", subject, subject, frame, NO_SEED, fingerprints))
+    crowd = _Crowd(config.cross_clip.rules if config.cross_clip.count else {})
+    for row in subjects:
+        own = Individual.of(row)
+        specs.append(_spec("original", own, own, own.best, NO_SEED, fingerprints))
+        if config.other_frame.count:
+            for frame in most_different(row)[: config.other_frame.count]:
+                specs.append(_spec("other_frame", own, own, frame, NO_SEED, fingerprints))
         for number in range(config.inpainted.count):
-            specs.append(_spec("inpainted", subject, subject, subject["best"], config.seed + number, fingerprints))
-    for target, source in cross_pairs(subjects, videos, config.cross_clip):
-        specs.append(_spec("cross_clip", target, source, source["best"], NO_SEED, fingerprints))
+            specs.append(_spec("inpainted", own, own, own.best, config.seed + number, fingerprints))
+        crowd.add(row, own)
+    for target, source in _cross_pairs(crowd, videos, config.cross_clip.count):
+        specs.append(_spec("cross_clip", target, source, source.best, NO_SEED, fingerprints))
     return sorted(specs, key=lambda spec: spec.reference_id)
 
 
@@ -123,86 +152,127 @@ def most_different(subject: Row) -> list[int]:
 
 
 def cross_pairs(
-    subjects: Sequence[Row], videos: Mapping[str, str], config: CrossClipConfig
-) -> Iterator[tuple[Row, Row]]:
+    subjects: Iterable[Row], videos: Mapping[str, str], config: CrossClipConfig
+) -> Iterator[tuple[Individual, Individual]]:
     """``(target, source)`` pairs of the same individual in different clips, at most ``count`` sources per target.
 
     A source is taken when the cosine lies within the rule's bounds. Sources from other videos come first, then the
     most alike; ties are broken by id, so the order of the rows does not matter.
     """
-    for rule, members, target, cosines in _compared(subjects, config):
+    return _cross_pairs(_crowd(subjects, config), videos, config.count)
+
+
+def same_individuals(subjects: Iterable[Row], config: CrossClipConfig) -> Iterator[tuple[str, str]]:
+    """Pairs of clips that show one individual by the rules' lower bounds, near-copies included.
+
+    Args:
+        subjects: rows of ``subjects``, gone through once; their frames are not read.
+        config: the rules.
+    """
+    for rule, members, target, cosines in _crowd(subjects, config).compared():
+        for index in np.flatnonzero(cosines >= rule.min).tolist():
+            if members[index].clip_id > target.clip_id:
+                yield target.clip_id, members[index].clip_id
+
+
+@dataclass(slots=True)
+class _Group:
+    """Subjects that may be one individual, and the unit vector of each; ``(embedding,)`` of 32-bit floats."""
+
+    rule: IdentityRule
+    members: list[Individual] = field(default_factory=list)
+    vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+
+class _Crowd:
+    """Subjects in groups that are compared within. It holds one vector per subject, and nothing else that is large."""
+
+    def __init__(self, rules: Mapping[Any, IdentityRule]) -> None:
+        self._rules = rules
+        self._groups: dict[tuple[str, str], _Group] = {}
+
+    def add(self, subject: Row, individual: Individual) -> None:
+        """Put a subject into its group, if a rule says what it is known by."""
+        rule = self._rules.get(subject["category"])
+        if rule is None or not _can_prove(subject, rule):
+            return
+        # People are compared across words (a "man" may be a "chef" elsewhere): the face decides.
+        name = subject["category"], "" if rule.by == "face" else subject["word"]
+        group = self._groups.setdefault(name, _Group(rule))
+        group.members.append(individual)
+        group.vectors.append(_unit(np.asarray(subject[f"{rule.by}_embedding"], np.float32)))
+
+    def compared(self) -> Iterator[tuple[IdentityRule, list[Individual], Individual, npt.NDArray[np.float32]]]:
+        """Every subject with its cosines to all the members of its group, a block of subjects at a time.
+
+        Groups are given up one by one: this can be done once.
+        """
+        for name in sorted(self._groups):
+            group = self._groups.pop(name)
+            order = sorted(range(len(group.members)), key=lambda number: group.members[number].subject_id)
+            members = [group.members[number] for number in order]
+            vectors = np.stack([group.vectors[number] for number in order])
+            group.vectors.clear()
+            for start in range(0, len(members), SIMILARITY_BLOCK):
+                block = vectors[start : start + SIMILARITY_BLOCK] @ vectors.T
+                np.round(block, DECIMALS, out=block)
+                for target, cosines in zip(members[start:], block, strict=False):
+                    yield group.rule, members, target, cosines
+
+
+def _crowd(subjects: Iterable[Row], config: CrossClipConfig) -> _Crowd:
+    crowd = _Crowd(config.rules)
+    for subject in subjects:
+        crowd.add(subject, Individual.of(subject))
+    return crowd
+
+
+def _cross_pairs(crowd: _Crowd, videos: Mapping[str, str], count: int) -> Iterator[tuple[Individual, Individual]]:
+    for rule, members, target, cosines in crowd.compared():
         near = np.flatnonzero((cosines >= rule.min) & (cosines <= rule.max))
         found = [
-            (videos[target["clip_id"]] == videos[members[index]["clip_id"]], -float(cosines[index]), index)
+            (videos[target.clip_id] == videos[members[index].clip_id], -float(cosines[index]), index)
             for index in near.tolist()
             if _in_scope(target, members[index], videos, rule)
         ]
-        for _, _, index in sorted(found)[: config.count]:
+        for _, _, index in sorted(found)[:count]:
             yield target, members[index]
-
-
-def same_individuals(subjects: Sequence[Row], config: CrossClipConfig) -> Iterator[tuple[str, str]]:
-    """Pairs of clips that show one individual by the rules' lower bounds, near-copies included."""
-    for rule, members, target, cosines in _compared(subjects, config):
-        for index in np.flatnonzero(cosines >= rule.min).tolist():
-            if members[index]["clip_id"] > target["clip_id"]:
-                yield target["clip_id"], members[index]["clip_id"]
-
-
-def _compared(
-    subjects: Sequence[Row], config: CrossClipConfig
-) -> Iterator[tuple[IdentityRule, list[Row], Row, npt.NDArray[np.float32]]]:
-    """Every subject with its cosines to all the members of its group, a block of subjects at a time."""
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for subject in subjects:
-        rule = config.rules.get(subject["category"])
-        if rule is not None and _can_prove(subject, rule):
-            # People are compared across words (a "man" may be a "chef" elsewhere): the face decides.
-            groups[subject["category"], "" if rule.by == "face" else subject["word"]].append(subject)
-    for (category, _), members in sorted(groups.items()):
-        members.sort(key=lambda subject: subject["subject_id"])
-        rule = config.rules[category]  # type: ignore[index]
-        vectors = _unit(np.asarray([subject[_embedding_column(rule)] for subject in members], np.float32))
-        for start in range(0, len(members), SIMILARITY_BLOCK):
-            block = np.round(vectors[start : start + SIMILARITY_BLOCK] @ vectors.T, DECIMALS)
-            for target, cosines in zip(members[start:], block, strict=False):
-                yield rule, members, target, cosines
 
 
 def _can_prove(subject: Row, rule: IdentityRule) -> bool:
     return rule.by != "none" and subject[f"{rule.by}_embedding"] is not None and subject["face"] >= rule.min_face
 
 
-def _in_scope(target: Row, source: Row, videos: Mapping[str, str], rule: IdentityRule) -> bool:
-    if target["clip_id"] == source["clip_id"]:
+def _in_scope(target: Individual, source: Individual, videos: Mapping[str, str], rule: IdentityRule) -> bool:
+    if target.clip_id == source.clip_id:
         return False
-    same = videos[target["clip_id"]] == videos[source["clip_id"]]
+    same = videos[target.clip_id] == videos[source.clip_id]
     return rule.scope == "anywhere" or same == (rule.scope == "same_video")
 
 
-def _embedding_column(rule: IdentityRule) -> str:
-    return f"{rule.by}_embedding"
-
-
-def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: npt.NDArray[np.float32] = (vectors / np.maximum(lengths, 1e-9)).astype(np.float32)
+def _unit(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    unit: npt.NDArray[np.float32] = (vector / np.maximum(np.linalg.norm(vector, axis=-1), 1e-9)).astype(np.float32)
     return unit
 
 
-def _spec(kind: str, target: Row, source: Row, frame: int, seed: int, fingerprints: Mapping[str, str]) -> ReferenceSpec:
-    by_face = target["category"] == "person" and target["face_embedding"] is not None
-    fingerprint = hashlib.sha256(
-        ":".join([fingerprints[kind], target["fingerprint"], source["fingerprint"]]).encode()
-    ).hexdigest()[:16]
-    parts = (kind, target["subject_id"], source["subject_id"], frame, seed, fingerprint)
+def _spec(
+    kind: str, target: Individual, source: Individual, frame: int, seed: int, fingerprints: Mapping[str, str]
+) -> ReferenceSpec:
+    fingerprint = _fingerprint(fingerprints[kind], target.fingerprint, source.fingerprint)
+    parts = (kind, target.subject_id, source.subject_id, frame, seed, fingerprint)
     return ReferenceSpec(
         reference_id=hashlib.sha256(":".join(map(str, parts)).encode()).hexdigest()[:16],
         kind=kind,
-        target_id=target["subject_id"],
-        source_id=source["subject_id"],
+        target_id=target.subject_id,
+        source_id=source.subject_id,
         frame=frame,
         seed=seed,
-        identity_by="face" if by_face else "image",
+        identity_by=target.identity_by,
         fingerprint=fingerprint,
     )
+
+
+@lru_cache(maxsize=1024)
+def _fingerprint(*parts: str) -> str:
+    # Remembered, so that the many specs that share a fingerprint share one string.
+    return hashlib.sha256(":".join(parts).encode()).hexdigest()[:16]

@@ -11,6 +11,7 @@ displayed (rotated) frame, scaled down where ``annotate.look.max_side`` says so.
 
 from __future__ import annotations
 
+import itertools
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,9 @@ from functools import cache
 from typing import Any, ClassVar, Self
 
 import pyarrow as pa
+
+ROWS_PER_BATCH = 4096
+"""Rows that are turned into Arrow at once: as Python dicts they take several times the memory."""
 
 
 class Record:
@@ -40,7 +44,11 @@ class Record:
     @classmethod
     def to_table(cls, records: Iterable[Self]) -> pa.Table:
         """Arrow table of these records, in order."""
-        return pa.Table.from_pylist([_plain(record) for record in records], schema=cls.schema())
+        left = iter(records)
+        batches = []
+        while part := [_plain(record) for record in itertools.islice(left, ROWS_PER_BATCH)]:
+            batches.append(pa.RecordBatch.from_pylist(part, schema=cls.schema()))
+        return pa.Table.from_batches(batches, schema=cls.schema())
 
 
 @dataclass(frozen=True, slots=True)

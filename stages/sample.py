@@ -15,6 +15,19 @@ KIND_ORDER = ("original", "other_frame", "cross_clip", "inpainted", "augmented",
 
 
 @dataclass(frozen=True, slots=True)
+class SamplePlan:
+    """Which rows a sample is made of."""
+
+    key: str
+    """Id of its clip."""
+    source_id: str
+    subjects: tuple[str, ...]
+    """Ids, the largest subject first."""
+    references: tuple[tuple[str, ...], ...]
+    """Per subject the ids of its references, in the order in which they are numbered."""
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A reference in a sample: ``name`` is its extension, ``{subject}.{kind}.{n}.png``."""
 
@@ -23,8 +36,8 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class SampleSpec:
-    """A sample to be written. Equal specs make equal bytes."""
+class Sample:
+    """What a sample says. Equal rows make equal samples."""
 
     key: str
     caption: str
@@ -33,46 +46,98 @@ class SampleSpec:
     pictures: tuple[Picture, ...]
     subjects: int
 
-    def fingerprint(self, encoding: str) -> str:
-        """Hash of all that its bytes follow from; ``encoding`` is the fingerprint of its encoded clip."""
-        text = "\0".join([self.key, self.caption, self.metadata, encoding])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
 
 def plan_samples(
-    clips: Iterable[tuple[Row, Row, Row, Row]],
-    subjects: Iterable[Row],
-    references: Iterable[Row],
-    max_subjects: int,
-) -> list[SampleSpec]:
+    clips: Mapping[str, str], subjects: Iterable[Row], references: Iterable[Row], max_subjects: int
+) -> list[SamplePlan]:
     """One sample per clip that has a subject with a reference, sorted by key.
 
     Args:
-        clips: ``(clip, source, score, annotation)`` rows of the clips that passed.
-        subjects: rows of the subjects that passed.
-        references: rows of the references that passed, without their pictures.
+        clips: the id of the source of each clip that passed.
+        subjects: ``subject_id``, ``clip_id`` and ``area`` of the subjects that passed.
+        references: ``reference_id``, ``subject_id`` and ``kind`` of the references that passed.
         max_subjects: the largest subjects that a sample keeps.
     """
-    pictures: dict[str, list[Row]] = defaultdict(list)
+    pictures: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for reference in references:
-        pictures[reference["subject_id"]].append(reference)
-    members: dict[str, list[Row]] = defaultdict(list)
+        pictures[reference["subject_id"]].append((KIND_ORDER.index(reference["kind"]), reference["reference_id"]))
+    members: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for subject in subjects:
-        if pictures[subject["subject_id"]]:
-            members[subject["clip_id"]].append(subject)
+        if subject["subject_id"] in pictures and subject["clip_id"] in clips:
+            members[subject["clip_id"]].append((-subject["area"], subject["subject_id"]))
     samples = []
-    for clip, source, score, annotation in clips:
-        chosen = sorted(members[clip["clip_id"]], key=lambda subject: (-subject["area"], subject["subject_id"]))
-        if chosen:
-            samples.append(_sample(clip, source, score, annotation, chosen[:max_subjects], pictures))
-    return sorted(samples, key=lambda sample: sample.key)
+    for clip_id, found in sorted(members.items()):
+        chosen = tuple(subject_id for _, subject_id in sorted(found)[:max_subjects])
+        named = tuple(tuple(reference_id for _, reference_id in sorted(pictures[name])) for name in chosen)
+        samples.append(SamplePlan(clip_id, clips[clip_id], chosen, named))
+    return samples
+
+
+def make_sample(
+    plan: SamplePlan,
+    clip: Row,
+    source: Row,
+    score: Row,
+    annotation: Row,
+    subjects: Mapping[str, Row],
+    references: Mapping[str, Row],
+) -> Sample:
+    """Name a sample's pictures and write its JSON.
+
+    Args:
+        plan: which subjects and references, in which order.
+        clip: row of ``clips``.
+        source: row of ``sources``.
+        score: row of ``scores``.
+        annotation: row of ``annotations``.
+        subjects: rows of ``subjects`` by id, without ``crops``.
+        references: rows of ``references`` by id, without ``image``.
+    """
+    named = [
+        _named_pictures(number, [references[reference_id] for reference_id in ids])
+        for number, ids in enumerate(plan.references)
+    ]
+    metadata = {
+        "clip": _without(clip, "fingerprint", "dropped", "span_id"),
+        "source": told_of_source(source),
+        "scores": _without(score, "clip_id", "fingerprint"),
+        "caption": {"text": annotation["caption"], "from": annotation["caption_source"], "words": annotation["words"]},
+        "subjects": [
+            {
+                **_without(subjects[subject_id], "clip_id", "fingerprint", "face_embedding", "image_embedding"),
+                "frames": [
+                    _without(frame, "face_embedding", "image_embedding") for frame in subjects[subject_id]["frames"]
+                ],
+                "references": [
+                    {"file": picture.name, **_without(reference, "subject_id", "fingerprint")}
+                    for picture, reference in pairs
+                ],
+            }
+            for subject_id, pairs in zip(plan.subjects, named, strict=True)
+        ],
+    }
+    return Sample(
+        key=plan.key,
+        caption=annotation["caption"],
+        metadata=json.dumps(metadata, sort_keys=True, ensure_ascii=False),
+        pictures=tuple(picture for pairs in named for picture, _ in pairs),
+        subjects=len(plan.subjects),
+    )
+
+
+def told_of_source(source: Row) -> dict[str, Any]:
+    """What of a row of ``sources`` stands in a sample's JSON."""
+    return _without(source, "source_id", "fingerprint", "caption", "caption_source")
 
 
 def split_by_identity(clips: Mapping[str, str], pairs: Iterable[tuple[str, str]], val_share: float) -> set[str]:
     """The clips of the validation split.
 
-    Clips of one video, and clips that show one individual, always fall on the same side. Groups are taken in the
-    order of a hash until their clips are at least ``val_share`` of all; one group at least stays for training.
+    Clips of one video, and clips that show one individual, always fall on the same side. Of the groups that this
+    makes, the largest stays for training (of equally large ones, the first by hash). The others are taken in the order
+    of the hash until their clips are at least ``val_share`` of all, but none that alone has more clips than that,
+    unless it is as small as the smallest. So validation is no larger than twice its share or, where every group is
+    larger than the share, one group; and it is smaller than its share where most clips hang together.
 
     Args:
         clips: the video of each clip.
@@ -101,51 +166,24 @@ def split_by_identity(clips: Mapping[str, str], pairs: Iterable[tuple[str, str]]
     for clip in clips:
         groups[root(clip)].append(clip)
     order = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest())
+    if len(order) < 2:
+        return set()
+    order.remove(max(order, key=lambda name: len(groups[name])))
+    share = val_share * len(clips)
+    most = max(share, min(len(groups[name]) for name in order))
     chosen: set[str] = set()
-    for name in order[:-1]:
-        if len(chosen) >= val_share * len(clips):
+    for name in order:
+        if len(chosen) >= share:
             break
-        chosen.update(groups[name])
+        if len(groups[name]) <= most:
+            chosen.update(groups[name])
     return chosen
-
-
-def _sample(
-    clip: Row, source: Row, score: Row, annotation: Row, subjects: Sequence[Row], pictures: Mapping[str, Sequence[Row]]
-) -> SampleSpec:
-    named = {
-        subject["subject_id"]: _named_pictures(number, pictures[subject["subject_id"]])
-        for number, subject in enumerate(subjects)
-    }
-    metadata = {
-        "clip": _without(clip, "fingerprint", "dropped", "span_id"),
-        "source": _without(source, "source_id", "fingerprint", "caption", "caption_source"),
-        "scores": _without(score, "clip_id", "fingerprint"),
-        "caption": {"text": annotation["caption"], "from": annotation["caption_source"], "words": annotation["words"]},
-        "subjects": [
-            {
-                **_without(subject, "clip_id", "fingerprint", "face_embedding", "image_embedding", "frames"),
-                "frames": [_without(frame, "face_embedding", "image_embedding") for frame in subject["frames"]],
-                "references": [
-                    {"file": picture.name, **_without(reference, "subject_id", "fingerprint")}
-                    for picture, reference in named[subject["subject_id"]]
-                ],
-            }
-            for subject in subjects
-        ],
-    }
-    return SampleSpec(
-        key=clip["clip_id"],
-        caption=annotation["caption"],
-        metadata=json.dumps(metadata, sort_keys=True, ensure_ascii=False),
-        pictures=tuple(picture for pairs in named.values() for picture, _ in pairs),
-        subjects=len(subjects),
-    )
 
 
 def _named_pictures(number: int, references: Sequence[Row]) -> list[tuple[Picture, Row]]:
     counts: dict[str, int] = defaultdict(int)
     named = []
-    for reference in sorted(references, key=lambda row: (KIND_ORDER.index(row["kind"]), row["reference_id"])):
+    for reference in references:
         kind = reference["kind"]
         named.append((Picture(f"{number}.{kind}.{counts[kind]}.png", reference["reference_id"]), reference))
         counts[kind] += 1

@@ -202,6 +202,9 @@ class SplitStage:
     def _clip(self, span: Span, start_s: float, end_s: float, shot: int, dropped: str | None) -> Clip:
         fps = span.source.fps
         start_frame, end_frame = round(start_s * fps), round(end_s * fps)
+        if start_frame == end_frame:
+            # In a very slow video even seconds may be less than an average frame: no range, and so no id of its own.
+            dropped = dropped or "too_short"
         return Clip(
             clip_id=clip_id(span.source.video_id, start_frame, end_frame),
             video_id=span.source.video_id,

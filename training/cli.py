@@ -62,7 +62,7 @@ def add_training(add: Add) -> None:
         "evaluate",
         _evaluate,
         "Measure generated videos against their references: identity, copying, motion, prompt.",
-        "s2v evaluate generated/ references/ --config configs/evaluate.yaml models.root=weights",
+        "s2v evaluate generated/ references/ models.root=weights --json report.json",
     )
     evaluate.add_argument("videos", type=Path, help="a video, a folder of videos, or a .jsonl manifest")
     evaluate.add_argument("references", type=Path, nargs="?", help="folder of their pictures; none for a manifest")
@@ -147,12 +147,15 @@ def _sample(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from stages.config import CONFIG_FOLDER, load
+    from stages.config import change, load
     from training.evaluation.evaluate import EvaluateConfig, evaluate
 
     if options.references is None and options.videos.suffix != ".jsonl":
         raise UsageError("say where the references are: s2v evaluate VIDEOS REFERENCES (a .jsonl manifest holds both)")
-    config = load(EvaluateConfig, options.config or CONFIG_FOLDER / "evaluate.yaml", options.overrides)
+    if options.config is not None:
+        config = load(EvaluateConfig, options.config, options.overrides)
+    else:
+        config = change(EvaluateConfig(), options.overrides)
     report = evaluate(options.videos, options.references, config)
     report.table(Console())
     if options.json is not None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from training.cli import main
 from curation.workspace import Workspace
 from models.registry import MissingWeightsError
+from training.cli import main
 
 COMMANDS = ["curate", "run", "stats", "failures", "select", "show", "sheet", "demo"]
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from curation.pack import Pack
 from curation.shards import read_index, read_manifest
 from curation.workspace import Workspace
-from stages.records import Annotation, Clip, Encoding, Failure, Reference, Source, Subject
+from stages.records import Annotation, Clip, Encoding, Failure, Reference, Score, Source, Subject
 from stages.sample import split_by_identity
 
 
@@ -178,6 +180,32 @@ class TestChanges:
         shards(workspace)[0].unlink()
         assert pack(workspace, config).items == 1
         assert shard_files(workspace) == before
+
+    def test_a_touched_file_changes_no_shard(self, workspace, config, curate, videos, tmp_path, shard_files) -> None:
+        before = {path.name: path.stat().st_mtime_ns for path in shards(workspace)}
+        sources = {row.source_id for row in workspace.records(Source)}
+        old = {path: path.stat() for path in videos.iterdir()}
+        try:
+            for path in old:
+                os.utime(path, (1, 1))
+            assert curate(workspace, config, [videos])["pack"].items == 0
+        finally:
+            for path, stat in old.items():
+                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert not sources & {row.source_id for row in workspace.records(Source)}
+        assert {path.name: path.stat().st_mtime_ns for path in shards(workspace)} == before
+
+    @pytest.mark.parametrize("record", [Clip, Score, Annotation, Subject, Reference, Encoding])
+    def test_a_row_made_anew_makes_its_shard_anew(self, workspace, config, record) -> None:
+        before = {shard.name: shard.fingerprint for shard in Pack(config, workspace).shards}
+        chosen = Pack(config, workspace).shards[0].samples[0]
+        key = {Subject: chosen.subjects[0], Reference: chosen.references[0][0]}.get(record, chosen.key)
+        rows = workspace.records(record)
+        workspace.replace(
+            record, [replace(row, fingerprint="new") if getattr(row, record.key) == key else row for row in rows]
+        )
+        after = {shard.name: shard.fingerprint for shard in Pack(config, workspace).shards}
+        assert [name for name in before if before[name] != after[name]] == ["train-000000"]
 
     def test_no_samples_left(self, workspace, configure, curate) -> None:
         curate(workspace, configure({"select.clip.min_brightness": 255}), [])

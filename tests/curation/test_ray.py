@@ -57,7 +57,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace.open(tmp_path_factory.mktemp("undisturbed"), create=True)
-    run_steps(STEPS, load_config(None, OVERRIDES), workspace, SerialExecutor(), _quiet(), videos=list_inputs([str(videos)]))
+    run_steps(
+        STEPS, load_config(None, OVERRIDES), workspace, SerialExecutor(), _quiet(), videos=list_inputs([str(videos)])
+    )
     assert read_manifest(workspace.path("shards"))["samples"]["train"] > 3
     return workspace
 
@@ -146,7 +148,7 @@ def test_a_crash_a_hang_and_an_error_cost_their_own_video_only(
     )
     workspace = Workspace.open(tmp_path / "workspace", create=True)
 
-    run_step(fragile(config, workspace, [str(folder)]), ray_executor, _quiet())
+    run_step(fragile(config, workspace, list_inputs([str(folder)])), ray_executor, _quiet())
 
     assert sorted(Path(uri).name for uri in workspace.column(Source, "uri")) == [f"good_{n}.mp4" for n in (1, 2, 3, 4)]
     failures = {Path(row.uri).stem: row.error for row in workspace.records(Failure)}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from curation.workspace import ROWS_PER_DELETE, Workspace, WorkspaceError
 from models.errors import UserError
-from stages.records import RECORDS, Encoding, Failure, Verdict
+from stages.records import RECORDS, Encoding, Failure, Subject, Verdict
 
 HOSTILE = [
     "it's",
@@ -149,6 +149,26 @@ class TestRows:
         filled.delete(Verdict, "id", ["it's"])
         (row,) = filled.take(Verdict, [where["it's"]], dataset.version)
         assert row == verdict("it's")
+
+    def test_are_located_by_their_keys(self, workspace) -> None:
+        keys = workspace.column(Subject, "subject_id")[::-1]
+        keys.append(keys[0])
+        found, version = workspace.locate(Subject, keys)
+        taken = workspace.take(Subject, found["_rowid"].to_pylist(), version)
+        assert [row.subject_id for row in taken] == keys
+        assert found["fingerprint"].to_pylist() == [row.fingerprint for row in taken]
+        (row,) = workspace.take_rows(Subject, found["_rowid"].to_pylist()[:1], version, ["word", "area"])
+        assert row == {"word": taken[0].word, "area": taken[0].area}
+        with pytest.raises(KeyError, match="subjects: no row nobody"):
+            workspace.locate(Subject, [keys[0], "nobody"])
+        assert workspace.locate(Subject, [])[0].num_rows == 0
+
+    def test_come_one_by_one_as_they_stand(self, workspace, monkeypatch) -> None:
+        monkeypatch.setattr("curation.workspace.ROWS_PER_BATCH", 2)
+        for record in (Subject, Verdict):
+            assert list(workspace.rows(record)) == workspace.read(record).to_pylist()
+        passed = workspace.read(Verdict, ["id"], "keep").to_pylist()
+        assert list(workspace.rows(Verdict, ["id"], "keep")) == passed != []
 
 
 class TestDelete:

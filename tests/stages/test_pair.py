@@ -75,7 +75,7 @@ def rules(count: int = 2, **named: dict[str, Any]) -> CrossClipConfig:
 
 def pairs(subjects: Sequence[Row], config: CrossClipConfig, **videos: str) -> list[tuple[str, str]]:
     found = cross_pairs(subjects, videos_of(subjects, **videos), config)
-    return [(target["subject_id"], source["subject_id"]) for target, source in found]
+    return [(target.subject_id, source.subject_id) for target, source in found]
 
 
 def test_pairs_lie_within_the_bounds() -> None:
@@ -110,18 +110,19 @@ def test_pairs_keep_every_rule_in_any_order(
     config = rules(count, object=rule(scope=scope))
     found = list(cross_pairs(everyone, videos, config))
 
-    for target, source in found:
+    rows = {row["subject_id"]: row for row in everyone}
+    for target, source in ((rows[a.subject_id], rows[b.subject_id]) for a, b in found):
         assert target["clip_id"] != source["clip_id"]
         assert target["word"] == source["word"]
         assert 0.5 - 1e-5 <= np.dot(target["image_embedding"], source["image_embedding"]) <= 0.95 + 1e-5
         same = videos[target["clip_id"]] == videos[source["clip_id"]]
         assert same in {"anywhere": (True, False), "same_video": (True,), "other_video": (False,)}[scope]
-    names = [(target["subject_id"], source["subject_id"]) for target, source in found]
+    names = [(target.subject_id, source.subject_id) for target, source in found]
     assert len(set(names)) == len(names)
     assert all([target for target, _ in names].count(row["subject_id"]) <= count for row in everyone)
 
     rng.shuffle(everyone)
-    again = [(a["subject_id"], b["subject_id"]) for a, b in cross_pairs(everyone, videos, config)]
+    again = [(a.subject_id, b.subject_id) for a, b in cross_pairs(everyone, videos, config)]
     assert again == names
 
 
@@ -281,6 +282,27 @@ def test_the_plan_is_the_same_for_any_order_of_rows() -> None:
     assert specs == plan(everyone)
     assert specs == plan(everyone[::-1])
     assert [spec.reference_id for spec in specs] == sorted(spec.reference_id for spec in specs)
+
+
+def test_embeddings_may_be_arrays_and_rows_may_come_one_by_one() -> None:
+    def arrays(row: Row) -> Row:
+        named = {name: row[name] for name in ("image_embedding", "face_embedding")}
+        frames = [{"image_embedding": np.array(frame["image_embedding"])} for frame in row["frames"]]
+        return {**row, **{name: value and np.array(value) for name, value in named.items()}, "frames": frames}
+
+    everyone = [subject("a", 0), subject("b", 30), subject("c", 50, face=0), person("d", 0), person("e", 40)]
+    raw = {"cross_clip": {"count": 2, "rules": {"object": rule(), "person": rule("face")}}}
+    config, videos = ReferencesConfig.model_validate(raw), videos_of(everyone)
+    specs = plan_references(everyone, videos, config, KINDS)
+    assert plan_references(map(arrays, everyone), videos, config, KINDS) == specs
+    assert list(same_individuals(map(arrays, everyone), config.cross_clip)) == list(
+        same_individuals(everyone, config.cross_clip)
+    )
+
+
+def test_frames_are_not_read_where_no_other_frame_is_wanted() -> None:
+    everyone = [{name: value for name, value in row.items() if name != "frames"} for row in PAIR]
+    assert {spec.kind for spec in plan(everyone, other_frame={"count": 0})} == {"original", "inpainted", "cross_clip"}
 
 
 def test_people_with_a_face_are_known_by_it() -> None:

@@ -5,14 +5,13 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.sample import KIND_ORDER, SampleSpec, plan_samples, split_by_identity
+from stages.sample import KIND_ORDER, Sample, make_sample, plan_samples, split_by_identity
 
 Row = dict[str, Any]
 
@@ -86,7 +85,20 @@ def reference(name: str, subject_id: str = "s0", kind: str = "original", **chang
     return {**row, **changes}
 
 
-def names(sample: SampleSpec) -> list[tuple[str, str]]:
+def samples_of(
+    clips: Sequence[tuple[Row, Row, Row, Row]], subjects: Sequence[Row], references: Sequence[Row], most: int
+) -> list[Sample]:
+    """What these rows make, from the plan to the JSON."""
+    rows = {row["clip_id"]: (row, *others) for row, *others in clips}
+    by_id = {row["subject_id"]: row for row in subjects}
+    pictures = {row["reference_id"]: row for row in references}
+    sources = {name: source["source_id"] for name, (_, source, *_) in rows.items()}
+    plans = plan_samples(sources, subjects, references, most)
+    assert all(plan.source_id == sources[plan.key] for plan in plans)
+    return [make_sample(plan, *rows[plan.key], by_id, pictures) for plan in plans]
+
+
+def names(sample: Sample) -> list[tuple[str, str]]:
     return [(picture.name, picture.reference_id) for picture in sample.pictures]
 
 
@@ -98,7 +110,7 @@ def test_pictures_are_named_by_subject_kind_and_number() -> None:
         reference("r5", "s0", "original"),
         reference("r7", "s1", "cross_clip"),
     ]
-    (sample,) = plan_samples([clip()], [subject("s0", area=0.5), subject("s1", area=0.1)], references, 6)
+    (sample,) = samples_of([clip()], [subject("s0", area=0.5), subject("s1", area=0.1)], references, 6)
     assert names(sample) == [
         ("0.original.0.png", "r5"),
         ("0.other_frame.0.png", "r1"),
@@ -111,7 +123,7 @@ def test_pictures_are_named_by_subject_kind_and_number() -> None:
 
 def test_names_fall_apart_at_the_first_dot_as_readers_of_shards_do_it() -> None:
     """A reader takes what stands before the first dot for the key and the rest for the extension."""
-    (sample,) = plan_samples([clip("0123456789abcdef")], [subject(clip_id="0123456789abcdef")], [reference("r")], 6)
+    (sample,) = samples_of([clip("0123456789abcdef")], [subject(clip_id="0123456789abcdef")], [reference("r")], 6)
     assert "." not in sample.key
     for picture in sample.pictures:
         assert re.fullmatch(r"\d+\.[a-z_]+\.\d+\.png", picture.name)
@@ -120,7 +132,7 @@ def test_names_fall_apart_at_the_first_dot_as_readers_of_shards_do_it() -> None:
 
 def test_every_kind_can_be_named() -> None:
     references = [reference(f"r{kind}", kind=kind) for kind in reversed(KIND_ORDER)]
-    (sample,) = plan_samples([clip()], [subject()], references, 6)
+    (sample,) = samples_of([clip()], [subject()], references, 6)
     assert [name for name, _ in names(sample)] == [f"0.{kind}.0.png" for kind in KIND_ORDER]
 
 
@@ -138,36 +150,36 @@ def test_the_order_of_rows_does_not_matter(data: st.DataObject) -> None:
         for number in range(data.draw(st.integers(0, 9)))
     ]
     most = data.draw(st.integers(1, 3))
-    planned = plan_samples(clips, subjects, references, most)
+    planned = samples_of(clips, subjects, references, most)
     assert [sample.key for sample in planned] == sorted(sample.key for sample in planned)
     for sample in planned:
         assert 1 <= sample.subjects <= most
         assert len({picture.name for picture in sample.pictures}) == len(sample.pictures) > 0
     for rows in (clips, subjects, references):
         data.draw(st.randoms(use_true_random=False)).shuffle(rows)
-    assert plan_samples(clips, subjects, references, most) == planned
+    assert samples_of(clips, subjects, references, most) == planned
 
 
 def test_the_largest_subjects_are_kept() -> None:
     subjects = [subject("s0", area=0.1), subject("s1", area=0.3), subject("s2", area=0.2), subject("s3", area=0.2)]
     references = [reference(f"r{number}", f"s{number}") for number in range(4)]
-    (sample,) = plan_samples([clip()], subjects, references, 3)
+    (sample,) = samples_of([clip()], subjects, references, 3)
     assert [picture.reference_id for picture in sample.pictures] == ["r1", "r2", "r3"]
     assert [row["subject_id"] for row in json.loads(sample.metadata)["subjects"]] == ["s1", "s2", "s3"]
-    assert plan_samples([clip()], subjects[::-1], references, 3) == [sample]
+    assert samples_of([clip()], subjects[::-1], references, 3) == [sample]
 
 
 def test_subjects_without_a_reference_take_no_place_and_no_clip_goes_without() -> None:
     subjects = [subject("s0", "c0", 0.9), subject("s1", "c0", 0.1), subject("s2", "c1")]
-    (sample,) = plan_samples([clip("c0"), clip("c1"), clip("c2")], subjects, [reference("r", "s1")], 1)
+    (sample,) = samples_of([clip("c0"), clip("c1"), clip("c2")], subjects, [reference("r", "s1")], 1)
     assert (sample.key, names(sample)) == ("c0", [("0.original.0.png", "r")])
-    assert plan_samples([], [], [], 6) == []
-    assert plan_samples([clip()], [subject()], [], 6) == []
+    assert samples_of([], [], [], 6) == []
+    assert samples_of([clip()], [subject()], [], 6) == []
 
 
-def sample_of(**changes: Any) -> SampleSpec:
+def sample_of(**changes: Any) -> Sample:
     references = [reference("r0", **changes), reference("r1", kind="cross_clip")]
-    return plan_samples([clip()], [subject()], references, 6)[0]
+    return samples_of([clip()], [subject()], references, 6)[0]
 
 
 def strict(text: str) -> Any:
@@ -213,21 +225,8 @@ def test_the_json_holds_no_embeddings_and_nothing_of_the_run() -> None:
 
 def test_the_same_rows_make_the_same_json() -> None:
     rows = [dict(reversed(row.items())) for row in clip()]
-    mixed = plan_samples([tuple(rows)], [dict(reversed(subject().items()))], [reference("r0")], 6)  # type: ignore[list-item]
-    assert mixed == plan_samples([clip()], [subject()], [reference("r0")], 6)
-
-
-def test_all_that_a_sample_s_bytes_follow_from_is_in_its_fingerprint() -> None:
-    sample = sample_of()
-    assert sample.fingerprint("e") == sample_of().fingerprint("e")
-    others = [
-        sample.fingerprint("other"),
-        replace(sample, key="other").fingerprint("e"),
-        replace(sample, caption="other").fingerprint("e"),
-        sample_of(reference_id="other").fingerprint("e"),
-        sample_of(seed=8).fingerprint("e"),
-    ]
-    assert len({sample.fingerprint("e"), *others}) == 6
+    mixed = samples_of([tuple(rows)], [dict(reversed(subject().items()))], [reference("r0")], 6)  # type: ignore[list-item]
+    assert mixed == samples_of([clip()], [subject()], [reference("r0")], 6)
 
 
 def groups_of(clips: Mapping[str, str], pairs: Sequence[tuple[str, str]]) -> list[set[str]]:
@@ -276,10 +275,15 @@ def test_videos_and_individuals_are_never_divided(
 
     training = [group for group in groups if not group & chosen]
     assert training or not groups
-    # The share is reached, or all that may be given away is.
-    assert len(chosen) >= share * len(clips) or len(training) == 1
-    # And no more is taken than that: without the last group the share was not reached.
+    # The largest group stays, and none is taken that alone exceeds the share while there is a smaller one.
+    sizes = sorted(len(group) for group in groups)
     validation = [group for group in groups if group <= chosen]
+    assert all(len(group) <= max(share * len(clips), sizes[0]) for group in validation)
+    assert not groups or max(len(group) for group in training) == sizes[-1]
+    # The share is reached, or all that may be given away is.
+    left_out = [group for group in training if len(group) <= max(share * len(clips), sizes[0])]
+    assert len(chosen) >= share * len(clips) or len(left_out) <= 1
+    # And no more is taken than that: without the last group the share was not reached.
     assert not validation or any(len(chosen - group) < share * len(clips) for group in validation)
 
     items = list(clips.items())
@@ -302,6 +306,23 @@ def test_pairs_join_over_clips_in_between_and_ignore_clips_that_are_gone() -> No
         chosen = split_by_identity(clips, [("a", "b"), ("b", "c"), ("d", "gone"), ("gone", "e")], share)
         assert len(chosen & set("abc")) in (0, 3)
     assert split_by_identity({"d": "d", "e": "e"}, [("d", "gone"), ("gone", "e")], 0.5) != set()
+
+
+def test_a_huge_group_is_never_given_away() -> None:
+    # One film of 500 clips, one of 300, and 40 videos of 5.
+    clips = {f"a{number}": "film" for number in range(500)} | {f"b{number}": "sequel" for number in range(300)}
+    clips |= {f"c{number}": f"v{number // 5}" for number in range(200)}
+    for share in (0.01, 0.05, 0.1, 0.15):
+        chosen = split_by_identity(clips, [], share)
+        assert share * 1000 <= len(chosen) < share * 1000 + 5
+        assert {clips[name][0] for name in chosen} == {"v"}
+    # Where the rest does not reach the share, validation is smaller than that.
+    assert len(split_by_identity(clips, [], 0.25)) == 200
+    # A share that the second film fits into may hold it.
+    assert {len(split_by_identity(clips, [], share)) for share in (0.3, 0.4)} <= {200, *range(300, 600)}
+    # Where every group is larger than the share, the smallest is taken: validation is not empty.
+    films = {name: video for name, video in clips.items() if video in ("film", "sequel")}
+    assert {films[name] for name in split_by_identity(films, [], 0.01)} == {"sequel"}
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5])

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.measure import hamming
 from stages.records import Score, Subject, Verdict
 from stages.select import (
     ClipThresholds,
@@ -388,7 +387,8 @@ def brute_force(scores: Sequence[Row], distance: float) -> set[str]:
     kept: list[Row] = []
     for row in sorted(scores, key=lambda row: (-row["sharpness"], row["clip_id"])):
         if not any(
-            np.mean([hamming(a, b) for a, b in zip(row["phashes"], other["phashes"], strict=True)]) <= distance
+            np.mean([((a ^ b) % 2**64).bit_count() for a, b in zip(row["phashes"], other["phashes"], strict=True)])
+            <= distance
             for other in kept
         ):
             kept.append(row)

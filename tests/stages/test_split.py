@@ -419,6 +419,28 @@ def test_strides_tile_a_video_without_looking_at_it(duration_s: float, fps: floa
     assert len({clip.clip_id for clip in clips}) == len(clips)
 
 
+@settings(deadline=None)
+@given(st.floats(0.02, 1), st.integers(1, 60), st.sampled_from([1.0, 4.0]))
+@example(0.1, 2, 4.0)
+def test_strides_of_less_than_a_frame_make_no_clips_without_frames(fps: float, frames: int, max_s: float) -> None:
+    clips = run(source(fps=fps, duration_s=frames / fps), by="stride", min_s=0.5, max_s=max_s, span_s=50)
+    used = [clip for clip in clips if not clip.dropped]
+    assert all(clip.start_frame < clip.end_frame for clip in used)
+    assert all(a.end_frame <= b.start_frame for a, b in pairwise(used))
+    assert len({clip.clip_id for clip in used}) == len(used)
+    assert used
+
+
+def test_seconds_of_less_than_an_average_frame_make_no_two_clips_of_one_id(tmp_path: Path) -> None:
+    # A slide show: a slide a minute, and in between three shots of a few frames a second.
+    times = [0, 60, 120, *(180 + number for number in range(9)), 240, 300, 360, 420, 480]
+    levels = [60] * 3 + [200] * 3 + [60] * 3 + [200] * 3 + [60] * 5
+    clips = run(write(tmp_path / "video.mkv", levels, times), min_s=1, max_s=600, span_s=1200, trim_frames=0)
+    assert all(clip.start_frame < clip.end_frame for clip in clips)
+    assert len({clip.clip_id for clip in clips}) == len(clips)
+    assert [clip.shot for clip in clips if not clip.dropped]
+
+
 def test_clips_of_one_range_have_one_id_whoever_cuts_them(tmp_path: Path) -> None:
     video = write(tmp_path / "video.mp4", [100] * 80)
     by_shots, by_stride = (run(video, by=by, max_s=4) for by in ("shots", "stride"))
