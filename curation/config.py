@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from models import registry
 from models.registry import BackendConfig
@@ -22,40 +21,28 @@ from stages.split import SplitConfig
 DEFAULT_CONFIG = CONFIG_FOLDER / "embedded.yaml"
 
 
-def _backend(task: str, raw: Any) -> BackendConfig | None:
-    if raw is None or isinstance(raw, BackendConfig):
-        return raw
-    if not isinstance(raw, Mapping):
-        raise ValueError(f"models.{task}: expected `backend: name` with its options, or null")
-    return registry.backend_config(task, dict(raw))
-
-
-def _task(name: str) -> Any:
-    return BeforeValidator(partial(_backend, name))
-
-
 class ModelsConfig(Section):
     """Which network does what. Each entry is `backend: name` with that backend's options."""
 
     root: Path = Path("weights")
     """Folder of weight files. Relative paths start at the working directory."""
-    shots: Annotated[SerializeAsAny[BackendConfig] | None, _task("shots")] = None
+    shots: Annotated[SerializeAsAny[BackendConfig] | None, registry.choice("shots")] = None
     """Finds cuts and fades."""
-    text: Annotated[SerializeAsAny[BackendConfig] | None, _task("text")] = None
+    text: Annotated[SerializeAsAny[BackendConfig] | None, registry.choice("text")] = None
     """Finds written text; null leaves `text_area` at 0."""
-    captioner: Annotated[SerializeAsAny[BackendConfig] | None, _task("captioner")] = None
+    captioner: Annotated[SerializeAsAny[BackendConfig] | None, registry.choice("captioner")] = None
     """Writes captions; null takes those that came with the videos."""
-    detector: Annotated[SerializeAsAny[BackendConfig], _task("detector")]
+    detector: Annotated[SerializeAsAny[BackendConfig], registry.choice("detector")]
     """Finds what the subject words name."""
-    segmenter: Annotated[SerializeAsAny[BackendConfig], _task("segmenter")]
+    segmenter: Annotated[SerializeAsAny[BackendConfig], registry.choice("segmenter")]
     """Turns boxes into masks."""
-    faces: Annotated[SerializeAsAny[BackendConfig] | None, _task("faces")] = None
+    faces: Annotated[SerializeAsAny[BackendConfig] | None, registry.choice("faces")] = None
     """Finds and recognises faces; null leaves people without an identity across clips."""
-    embedder: Annotated[SerializeAsAny[BackendConfig], _task("embedder")]
+    embedder: Annotated[SerializeAsAny[BackendConfig], registry.choice("embedder")]
     """Describes what a subject looks like."""
-    image_text: Annotated[SerializeAsAny[BackendConfig] | None, _task("image_text")] = None
+    image_text: Annotated[SerializeAsAny[BackendConfig] | None, registry.choice("image_text")] = None
     """Scores how well a subject fits its word; null leaves the score out."""
-    inpainter: Annotated[SerializeAsAny[BackendConfig] | None, _task("inpainter")] = None
+    inpainter: Annotated[SerializeAsAny[BackendConfig] | None, registry.choice("inpainter")] = None
     """Paints backgrounds anew."""
 
     def chosen(self) -> dict[str, BackendConfig]:

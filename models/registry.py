@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from models.errors import UserError
 
@@ -68,6 +68,19 @@ def backend_class(task: str, name: str) -> Any:
         raise ValueError(f"models.{task}.backend: no backend {name!r}; known: {names}")
     module, _, attribute = known[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def choice(task: str) -> BeforeValidator:
+    """Reads a config's entry for a task: ``backend: name`` with its options, or null."""
+
+    def read(raw: Any) -> BackendConfig | None:
+        if raw is None or isinstance(raw, BackendConfig):
+            return raw
+        if not isinstance(raw, Mapping):
+            raise ValueError(f"models.{task}: expected `backend: name` with its options, or null")
+        return backend_config(task, dict(raw))
+
+    return BeforeValidator(read)
 
 
 def backend_config(task: str, raw: dict[str, Any]) -> BackendConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cv2
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny
 
 from models import registry
 from models.registry import BackendConfig
@@ -28,17 +28,7 @@ from training.evaluation.metrics import (
 )
 from training.evaluation.report import Backend, MetricInfo, Report, VideoResult
 
-
-def _backend(task: str, raw: Any) -> BackendConfig | None:
-    if raw is None or isinstance(raw, BackendConfig):
-        return raw
-    if not isinstance(raw, Mapping):
-        raise ValueError(f"models.{task}: expected `backend: name` with its options, or null")
-    return registry.backend_config(task, dict(raw))
-
-
-def _task(name: str) -> Any:
-    return BeforeValidator(partial(_backend, name))
+_Chosen = SerializeAsAny[BackendConfig] | None
 
 
 def _default(task: str, backend: str) -> Any:
@@ -50,17 +40,15 @@ class EvaluationModels(Section):
 
     root: Path = Path("weights")
     """Folder of weight files. Relative paths start at the working directory."""
-    faces: Annotated[SerializeAsAny[BackendConfig] | None, _task("faces")] = _default("faces", "insightface")
+    faces: Annotated[_Chosen, registry.choice("faces")] = _default("faces", "insightface")
     """Finds and recognises faces, for `facesim`."""
-    detector: Annotated[SerializeAsAny[BackendConfig] | None, _task("detector")] = _default("detector", "yolox")
+    detector: Annotated[_Chosen, registry.choice("detector")] = _default("detector", "yolox")
     """Finds the references' words in the frames, for `subj_s`."""
-    segmenter: Annotated[SerializeAsAny[BackendConfig] | None, _task("segmenter")] = None
+    segmenter: Annotated[_Chosen, registry.choice("segmenter")] = None
     """Turns the detector's boxes into masks; null compares whole boxes."""
-    embedder: Annotated[SerializeAsAny[BackendConfig] | None, _task("embedder")] = _default(
-        "embedder", "colour_texture"
-    )
+    embedder: Annotated[_Chosen, registry.choice("embedder")] = _default("embedder", "colour_texture")
     """Describes what a subject looks like, for `subj_s`."""
-    image_text: Annotated[SerializeAsAny[BackendConfig] | None, _task("image_text")] = None
+    image_text: Annotated[_Chosen, registry.choice("image_text")] = None
     """Scores how well a frame fits the prompt."""
     aesthetic: LaionAesthetic.Config | None = LaionAesthetic.Config()
     """Scores how pleasing a frame is."""
