@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def test_validation_equals_encoding_on_the_spot(encoded: str, workers: int) -> N
         plain = open_data(configured(micro_batch=1), encoded, "val", seed=0).once(rank=world - 1, world=world)
         for one, pixel in zip(found, plain, strict=True):
             if pixel.weights.any():
-                assert_equal(one, ENCODERS.encode(pixel))
+                assert_equal(one, ENCODERS.encoded(pixel))
             else:
                 assert not one.weights.any()
     assert len(list(cached(encoded, "val").once())) == len(list(pixels.once()))
@@ -102,7 +103,7 @@ def test_training_has_the_order_and_the_draws_of_pixels(encoded: str) -> None:
     dropped = 0
     pairs = zip(cached(encoded).stream(), open_data(CONFIG, encoded, "train", seed=0).stream(), strict=False)
     for found, pixel in itertools.islice(pairs, 16):
-        plain = ENCODERS.encode(pixel)
+        plain = ENCODERS.encoded(pixel)
         # Windows are those in the middle; all else is drawn as without a cache.
         assert found.video.shape == plain.video.shape
         assert_equal(replace(found, video=plain.video), plain)
@@ -156,6 +157,14 @@ def test_bfloat16_takes_half_and_is_another_cache(own: str) -> None:
     for one, other in zip(cached(own, "val", parts).once(), cached(own, "val").once(), strict=True):
         assert one.video.dtype == torch.float32
         assert torch.equal(one.video, other.video.bfloat16().float())
+
+
+def test_many_may_write_one_file_at_once(shards: Path, tmp_path: Path) -> None:
+    """Every worker of an encode job publishes the empty caption when it starts."""
+    cache = LatentCache(str(shutil.copytree(shards, tmp_path / "shards")), PARTS)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: encode_empty_caption(ENCODERS, cache), range(64)))
+    assert {path.name for path in Path(cache.uri).iterdir()} == {"empty.safetensors", "parts.json"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import gc
 import itertools
+import multiprocessing
+import os
 import shutil
+import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +28,7 @@ from training.batch import PixelBatch
 from training.data import Data, DataConfig, open_data
 from training.layout import Bucket
 from training.shard_index import DataError
+from training.shard_reader import SpanReader
 
 BUCKETS = (Bucket(9, 32, 48), Bucket(9, 48, 32))
 SAMPLES = {sample.key: sample for sample in planned()}
@@ -339,6 +345,27 @@ def edit_index(folder: Path, **columns: list[Any]) -> str:
         table = table.set_column(place, table.schema.field(place), [values])
     pq.write_table(table, folder / "index.parquet")
     return str(folder)
+
+
+class TestNothingHangs:
+    def test_storage_that_does_not_answer(self, data, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(SpanReader, "read", lambda *_: time.sleep(60))
+        with pytest.raises(RuntimeError, match="timed out"):
+            next(data(workers=1, timeout_s=1).stream())
+
+    def test_a_worker_that_is_killed(self, data, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(SpanReader, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(RuntimeError, match=r"exited unexpectedly|killed by signal"):
+            next(data(workers=1).stream())
+
+    def test_workers_end_with_their_stream(self, data) -> None:
+        stream = data(workers=2).stream()
+        next(stream)
+        workers = multiprocessing.active_children()
+        assert len(workers) >= 2
+        del stream
+        gc.collect()
+        assert not set(multiprocessing.active_children()) & set(workers)
 
 
 class TestErrors:
