@@ -1,9 +1,9 @@
 """A subject-to-video task that a tiny network learns on a CPU: every sprite in the place that the caption gives it.
 
-A sample has three references, each with one sprite in its middle, and a caption such as "first right second left third
-middle". Its video shows the sprites in these places, falling by one token from frame to frame, with nothing else on
-white. Sprites, their order and their places are drawn independently, so that only the references' positions in the
-sequence tell which of them is the first.
+A sample has two references, each with one sprite in its middle, and a caption such as "first right second left". Its
+video shows the sprites in these places, sinking a little from frame to frame, with nothing else on white. Sprites,
+their order and their places are drawn independently, so that only the references' positions in the sequence tell which
+of them is the first.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy.typing as npt
 Split = Literal["train", "held out"]
 Pixels = npt.NDArray[np.uint8]
 
-ORDINALS = ("first", "second", "third")
-PLACES = ("left", "middle", "right")
+ORDINALS = ("first", "second")
+PLACES = ("left", "right")
 SUBJECTS = len(PLACES)
 SIDE = 6
 CELL = 8

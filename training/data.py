@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
@@ -189,14 +189,14 @@ class Data(Generic[B]):
             timeout=self._config.timeout_s if workers else 0,
             # Its own, or every new iterator would draw from the run's random state.
             generator=torch.Generator(),
-            worker_init_fn=_outlive_the_signal,
+            worker_init_fn=_leave_the_group,
         )
         return iter(loader)
 
 
-def _outlive_the_signal(worker: int) -> None:
-    """Schedulers send SIGTERM to every process of a run, which saves then, and needs its batches until it has."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _leave_the_group(worker: int) -> None:
+    """Signals to a whole process group (Ctrl-C, schedulers) are for the run alone, which needs its batches to save."""
+    os.setpgid(0, 0)
 
 
 def open_data(config: DataConfig, shards: str, split: str, *, seed: int) -> Data[PixelBatch]:

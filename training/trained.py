@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,9 @@ def load_trained(folder: Path, overrides: Sequence[str] = ()) -> Trained:
     part = "average" if config.optimiser.ema else "model"
     tensors = {part: {name: parameter.detach() for name, parameter in student.named_trained().items()}}
     try:
-        dcp.load(tensors, checkpoint_id=found, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # As it should be.
+            dcp.load(tensors, checkpoint_id=found, no_dist=True)
     except (Exception, CheckpointException) as error:
         raise CheckpointError(f"{found} cannot be loaded: {first_line(error)}") from error
     return Trained(config, student.eval(), encoders)
