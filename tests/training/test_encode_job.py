@@ -100,5 +100,5 @@ class TestFeed:
             feed(config_file, encoded, "cache.use=require", "latents.factor=4")
 
     def test_unknown_uses_are_refused(self, encoded: Path, config_file: Path) -> None:
-        with pytest.raises(ConfigError, match="cache.use"):
+        with pytest.raises(ConfigError, match=r"cache\.use"):
             feed(config_file, encoded, "cache.use=maybe")
