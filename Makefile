@@ -40,7 +40,7 @@ else
 endif
 
 train: $(VENV)/installed ## train on the shards in DATA; without CONFIG, a tiny model on the CPU
-	$(BIN)/s2v train --data $(DATA) $(CHOSEN) $(if $(RUN),--run $(RUN)) $(ARGS)
+	$(BIN)/s2v train --data $(DATA) $(CHOSEN) $(if $(RUN),--out $(RUN)) $(ARGS)
 
 stats: $(VENV)/installed ## the funnel of WORKSPACE
 	$(BIN)/s2v stats --workspace $(WORKSPACE)

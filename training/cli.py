@@ -25,7 +25,9 @@ def add_training(add: Add) -> None:
     )
     _add_data(train)
     _add_config(train)
-    train.add_argument("--run", type=Path, metavar="FOLDER", help="checkpoints and metrics; without it runs/CONFIG")
+    train.add_argument(
+        "--out", dest="run", type=Path, metavar="FOLDER", help="checkpoints and metrics; without it runs/CONFIG"
+    )
     train.add_argument(
         "--ray",
         nargs="*",

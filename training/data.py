@@ -190,6 +190,8 @@ class Data(Generic[B]):
             # Its own, or every new iterator would draw from the run's random state.
             generator=torch.Generator(),
             worker_init_fn=_leave_the_group,
+            # Children of this very process, so that they see it end: those of a fork server would stay.
+            multiprocessing_context="fork" if workers else None,
         )
         return iter(loader)
 

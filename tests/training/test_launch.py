@@ -32,7 +32,7 @@ def start(shards: Path, tmp_path: Path) -> Start:
     """``start(run, ...)``: ``s2v train`` in a process of its own."""
     config = write_config(tmp_path / "config.yaml", CHANGES)
     return lambda run, *overrides: Command(
-        tmp_path / "log", "train", "--data", shards, "--config", config, "--run", run, *overrides
+        tmp_path / "log", "train", "--data", shards, "--config", config, "--out", run, *overrides
     )
 
 
