@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch.distributed.checkpoint as dcp
-from runs import configured, curve, final_weights, train, trainer_of, weights_of
+from tiny_runs import configured, curve, final_weights, train, trainer_of, weights_of
 
 from stages.config import ConfigError, change
 from training.checkpoint import CheckpointError, check_space, checkpoints, describe, latest_checkpoint

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch.distributed as dist
-from runs import Command, curve, metrics, train, write_config
+from tiny_runs import Command, curve, metrics, train, write_config
 
 from training.config import TrainConfig
 from training.launch import STOPPED, default_run, process_group, stopping

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch.distributed as dist
-from runs import curve, final_weights, on_ranks, train, trainer_of, weights_of
+from tiny_runs import curve, final_weights, on_ranks, train, trainer_of, weights_of
 from torch.distributed.fsdp import FSDPModule
 
 from models.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from runs import curve, train, write_config
+from tiny_runs import curve, train, write_config
 
 from stages.config import ConfigError
 from training.ray_launch import train_on_ray

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import write_config
+from tiny_runs import write_config
 
 from stages.config import CONFIG_FOLDER, ConfigError, load
 from training.config import DEFAULT_TRAIN_CONFIG, TrainConfig, resolve

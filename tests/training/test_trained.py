@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import png_of
-from runs import final_weights, on_ranks, train, trainer_of, weights_of, whole
+from tiny_runs import final_weights, on_ranks, train, trainer_of, weights_of, whole
 
 from stages.config import ConfigError
 from training.checkpoint import CheckpointError

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import Planned, planned
 from PIL import Image as Pictures
-from runs import configured, curve, final_weights, metrics, on_ranks, train, trainer_of
+from tiny_runs import configured, curve, final_weights, metrics, on_ranks, train, trainer_of
 
 from models.errors import UserError
 from stages.media import probe

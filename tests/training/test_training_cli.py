@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import png_of
-from runs import metrics, train, write_config
+from tiny_runs import metrics, train, write_config
 
 from curation.cli import _parser, add_commands
 from stages.media import probe
