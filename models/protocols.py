@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,8 @@ class Detection:
     box: Box
     score: float
     prior: Mask | None = None
+    instance: int | None = None
+    """Which subject of the clip this is, where a network has followed it from keyframe to keyframe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,15 @@ class Segmentation:
 class Face:
     """A detected face: ``landmarks`` are five points (eyes, nose, mouth corners) of shape ``(5, 2)``.
 
-    ``embedding`` has unit length; its size depends on the network.
+    ``embedding`` has unit length; its size depends on the network. ``pose`` is ``(pitch, yaw, roll)`` in degrees, all 0
+    for a face that looks into the camera, where the network tells.
     """
 
     box: Box
     score: float
     landmarks: npt.NDArray[np.float32]
     embedding: Vector
+    pose: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class TextRegion:
 
 @dataclass(frozen=True, slots=True)
 class ClipCaption:
-    """A caption of a clip and the subjects that it names, in the caption's own words."""
+    """A caption of a clip and the subjects that it names: lower-case nouns in the singular, each once."""
 
     text: str
     words: tuple[str, ...]
@@ -92,6 +96,15 @@ class FillRequest:
 
     image: Image
     mask: Mask
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class EditRequest:
+    """Make another picture of the subject that ``image`` shows alone on white, as ``prompt`` says."""
+
+    image: Image
     prompt: str
     seed: int
 
@@ -135,6 +148,7 @@ class Detector(Protocol):
         ...
 
 
+@runtime_checkable
 class Segmenter(Protocol):
     """Turns boxes into masks."""
 
@@ -142,6 +156,21 @@ class Segmenter(Protocol):
         self, clips: Sequence[Sequence[Keyframe]], detections: Sequence[Sequence[Sequence[Detection]]]
     ) -> list[list[list[Segmentation]]]:
         """One segmentation per detection, per keyframe, per clip."""
+        ...
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Turns boxes into masks and follows them through the clip. It is chosen in a :class:`Segmenter`'s place."""
+
+    def track(
+        self, clips: Sequence[Sequence[Keyframe]], detections: Sequence[Sequence[Sequence[Detection]]]
+    ) -> list[list[list[tuple[Detection, Segmentation]]]]:
+        """What there is in each keyframe of each clip, every detection with its ``instance``.
+
+        A subject that the detector missed in a keyframe has a detection there if the tracker still sees it; one
+        that the detector found several times is there once.
+        """
         ...
 
 
@@ -171,3 +200,25 @@ class Inpainter(Protocol):
     """Paints a part of a picture anew."""
 
     def fill(self, requests: Sequence[FillRequest]) -> list[Image]: ...
+
+
+class AestheticScorer(Protocol):
+    """Says how much people like a picture."""
+
+    def aesthetic(self, images: Sequence[Image]) -> list[float]:
+        """A score per picture, about 1 to 10."""
+        ...
+
+
+class SafetyScorer(Protocol):
+    """Says how sure it is that a picture shows nudity."""
+
+    def nudity(self, images: Sequence[Image]) -> list[float]:
+        """A score per picture, in [0, 1]."""
+        ...
+
+
+class Editor(Protocol):
+    """Makes another picture of a subject: the same individual in another pose, place or light."""
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[Image]: ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,16 +25,46 @@ BACKENDS: dict[str, dict[str, str]] = {
         "pyscenedetect": "models.pyscenedetect:PySceneDetect",
     },
     "text": {"rapidocr": "models.rapid_ocr:RapidOCR"},
-    "captioner": {},
+    "aesthetic": {"laion_aesthetic": "models.laion_aesthetic:LaionAesthetic"},
+    "safety": {"nudenet": "models.nudenet:NudeNet"},
+    "captioner": {
+        "qwen_vl": "models.qwen_vl:QwenVL",
+        "openai_server": "models.openai_server:OpenAIServer",
+    },
     "detector": {
         "motion_saliency": "models.motion_saliency:MotionSaliency",
         "yolox": "models.yolox:Yolox",
+        "grounding_dino": "models.grounding_dino:GroundingDino",
+        "owlv2": "models.owlv2:Owlv2",
+        "sam3": "models.sam3:Sam3",
     },
-    "segmenter": {"grabcut": "models.grabcut:GrabCut", "sam_onnx": "models.sam_onnx:SamOnnx"},
+    "segmenter": {
+        "grabcut": "models.grabcut:GrabCut",
+        "sam_onnx": "models.sam_onnx:SamOnnx",
+        "segment_anything": "models.segment_anything:SegmentAnything",
+        "sam": "models.sam:Sam",
+        "sam2": "models.sam2:Sam2",
+        "sam2_video": "models.sam2_video:Sam2Video",
+        "detector_masks": "models.detector_masks:DetectorMasks",
+    },
     "faces": {"insightface": "models.insight_face:InsightFace"},
-    "embedder": {"colour_texture": "models.colour_texture:ColourTexture"},
-    "image_text": {},
-    "inpainter": {"quilting": "models.quilting:Quilting"},
+    "embedder": {
+        "colour_texture": "models.colour_texture:ColourTexture",
+        "dino": "models.dino:Dino",
+        "open_clip": "models.open_clip_image:OpenClipImage",
+    },
+    "image_text": {"open_clip": "models.open_clip_text:OpenClipText"},
+    "inpainter": {
+        "quilting": "models.quilting:Quilting",
+        "lama": "models.lama:Lama",
+        "flux_fill": "models.flux_fill:FluxFill",
+    },
+    "editor": {
+        "flux_redux": "models.flux_redux:FluxRedux",
+        "flux_kontext": "models.flux_kontext:FluxKontext",
+        "flux2_klein": "models.flux2_klein:Flux2Klein",
+        "qwen_image_edit": "models.qwen_image_edit:QwenImageEdit",
+    },
 }
 
 
@@ -41,18 +72,36 @@ class MissingWeightsError(UserError, FileNotFoundError):
     """A weight file that a backend needs is not where the config says."""
 
 
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """Files of a repository on the model hub, which lie in the folder ``models.root``/``name``."""
+
+    name: str
+    """``owner/name``, on the hub and under ``models.root``."""
+    files: tuple[str, ...]
+    """Patterns of the files that the backend reads, such as ``*.json``."""
+    revision: str | None = None
+    """A commit, branch or tag; nothing for the one that `models/catalogue.yaml` pins."""
+
+
 class BackendConfig(BaseModel):
-    """Base of every backend's config: ``backend`` names it, ``licence`` says what its weights allow."""
+    """Base of every backend's config: ``backend`` names it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that ship weights of this backend: their versions are part of its fingerprint."""
+    speed: ClassVar[frozenset[str]] = frozenset()
+    """Options that change how fast the backend is and not what it finds: they are no part of its fingerprint."""
 
     backend: str
 
     def weights(self, root: Path) -> list[Path]:
         """Files and folders under ``root`` that the backend loads; empty if its package ships them."""
+        return []
+
+    def repositories(self) -> list[Repository]:
+        """Where its weights come from, for ``s2v models fetch``; empty if they are the user's own files."""
         return []
 
 
@@ -122,7 +171,7 @@ def build(task: str, config: BackendConfig, root: Path) -> Any:
 
 def fingerprint(config: BackendConfig, root: Path) -> str:
     """Hash of the options and of the weights, by their bytes or by the version of the package that ships them."""
-    digest = hashlib.sha256(config.model_dump_json().encode())
+    digest = hashlib.sha256(config.model_dump_json(exclude=set(config.speed)).encode())
     for package in config.packages:
         digest.update(f"{package}=={version(package)}".encode())
     for path in config.weights(root):

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from models.errors import UserError
+from models.pretrained import UnusableWeightsError
 from training.model import S2VTransformer
 from training.rope import RELEASED_OFFSET, GeometryError, Offset
 from training.tensor_folder import INDEX, WEIGHTS, Shapes, TensorFolder, first_of, refuse_differences
-from training.weights import UnusableWeightsError
 
 HEAD_DIM = 128
 """Channels of every head of every released Wan and Kaleido; no tensor's shape tells it."""

@@ -13,8 +13,9 @@ import torch
 from pydantic import Field
 
 from models.errors import UserError
+from models.pretrained import UnusableWeightsError, refuse_missing
 from stages.config import Section
-from training.weights import UnusableWeightsError, fingerprint, read_settings, refuse_missing, require
+from training.weights import fingerprint, read_settings, require
 
 
 class UnfitVideoError(UserError, ValueError):

@@ -15,10 +15,11 @@ from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from models.pretrained import UnusableWeightsError
 from stages.config import Section
 from training.rope import RELEASED_OFFSET, GeometryError, Offset, ReferenceRotaryPosEmbed, Triple
 from training.tensor_folder import TensorFolder, refuse_differences
-from training.weights import UnusableWeightsError, read_settings
+from training.weights import read_settings
 
 
 class ModelConfig(Section):

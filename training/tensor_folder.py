@@ -11,8 +11,8 @@ from types import TracebackType
 import torch
 from safetensors import SafetensorError, safe_open
 
+from models.pretrained import UnusableWeightsError
 from training.rope import GeometryError
-from training.weights import UnusableWeightsError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"

@@ -16,8 +16,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from models.pretrained import UnusableWeightsError, refuse_missing
 from stages.config import Section
-from training.weights import UnusableWeightsError, fingerprint, read_settings, refuse_missing, require
+from training.weights import fingerprint, read_settings, require
 
 _WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 

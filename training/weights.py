@@ -9,12 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from models.errors import UserError
+from models.pretrained import UnusableWeightsError
 from models.registry import MissingWeightsError
-
-
-class UnusableWeightsError(UserError, ValueError):
-    """Weights that are there but do not load, or lack tensors; the message names the folder."""
 
 
 def require(folder: Path, *, file: str, setting: str, source: str) -> None:
@@ -40,13 +36,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UnusableWeightsError(f"{folder / 'config.json'} holds no settings; fetch it again")
     return settings
-
-
-def refuse_missing(folder: Path, missing: Iterable[str]) -> None:
-    """Raise :class:`UnusableWeightsError` naming tensors that a checkpoint lacks; loaders leave them random."""
-    if names := sorted(missing):
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise UnusableWeightsError(f"{folder} lacks tensors of the model: {', '.join(names[:3])}{more}; fetch it again")
 
 
 def fingerprint(settings: Mapping[str, Any], folders: Iterable[Path] = ()) -> str:

@@ -16,11 +16,11 @@ import torch
 from safetensors import safe_open
 
 from models.errors import UserError
+from models.pretrained import UnusableWeightsError
 from training.kaleido import export_kaleido, import_kaleido, released_names
 from training.model import S2VTransformer
 from training.rope import GeometryError
 from training.tensor_folder import INDEX, WEIGHTS
-from training.weights import UnusableWeightsError
 
 PREFIX = "model.diffusion_model."
 RELEASED = "1/mp_rank_00_model_states.pt"

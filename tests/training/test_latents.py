@@ -12,9 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from models.errors import UserError
+from models.pretrained import UnusableWeightsError
 from models.registry import MissingWeightsError
 from training.latents import LatentsChoice, PixelLatentsConfig, UnfitVideoError, WanLatentsConfig, build_latents
-from training.weights import UnusableWeightsError
 
 MEAN, STD = [0.5, -0.25, 0.0, 1.0], [0.5, 2.0, 1.0, 4.0]
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models.errors import UserError
+from models.pretrained import UnusableWeightsError
 from stages.config import ConfigError, change
 from training.model import ModelConfig, S2VTransformer, build_model, fill_weights, training_flops
 from training.rope import GeometryError
 from training.tensor_folder import INDEX, WEIGHTS
-from training.weights import UnusableWeightsError
 
 CHANNELS = 4
 TEXT_DIM = 12

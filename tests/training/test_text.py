@@ -10,9 +10,9 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
+from models.pretrained import UnusableWeightsError
 from models.registry import MissingWeightsError
 from training.text import TextChoice, Umt5, Umt5Config, Words, WordsConfig, build_text, word_rows
-from training.weights import UnusableWeightsError
 
 LENGTH = 12
 CAPTIONS = ["A cat & a dog.", "", "  A &amp;amp; cat\n\t runs  ", "a cat " * 40]
