@@ -261,10 +261,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="networks per variant (default: 5)")
-    parser.add_argument("--steps", type=int, default=800, metavar="N", help="steps of each (default: 800)")
+    parser.add_argument("--steps", type=int, default=1500, metavar="N", help="steps of each (default: 1500)")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="samples per step (default: 64)")
-    parser.add_argument("--every", type=int, default=50, metavar="N", help="steps between scores (default: 50)")
-    parser.add_argument("--videos", type=int, default=96, metavar="N", help="videos per score (default: 96)")
+    parser.add_argument("--every", type=int, default=100, metavar="N", help="steps between scores (default: 100)")
+    parser.add_argument("--videos", type=int, default=64, metavar="N", help="videos per score (default: 64)")
     parser.add_argument("--workers", type=int, default=cpus(), metavar="N", help="networks at once (default: CPUs)")
     parser.add_argument(
         "--plot", type=Path, default=Path("reference_positions.png"), metavar="FILE", help="where the plot goes"

@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
-import lance
 import pyarrow as pa
 import pyarrow.compute as pc
-from lance.fragment import FragmentMetadata, write_fragments
+
+import curation.late_pandas  # noqa: F401 - before Lance, which makes arrays
+
+import lance  # isort: skip
+from lance.fragment import FragmentMetadata, write_fragments  # isort: skip
 
 from models.errors import UserError
 from stages.records import RECORDS, Record

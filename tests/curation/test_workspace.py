@@ -287,3 +287,15 @@ def test_uris_work_like_paths(tmp_path) -> None:
         file.write_text("b")
     assert (tmp_path / "w" / "shards" / "a.txt").read_text() == "b"
     assert Workspace.open(tmp_path / "w").records(Verdict) == [verdict("a")]
+
+
+def test_pandas_stays_out_until_a_frame_is_asked_for() -> None:
+    code = """
+import sys
+import curation.workspace
+import pyarrow
+pyarrow.array([1])
+assert "pandas" not in sys.modules, "imported"
+assert pyarrow.table({"a": [1]}).to_pandas()["a"].sum() == 1
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, timeout=120)
