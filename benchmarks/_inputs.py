@@ -135,6 +135,8 @@ def _score(clip: Clip, random: np.random.Generator) -> Score:
         text_area=0.0,
         border=0.0,
         static=0.1,
+        aesthetic=None,
+        nudity=None,
         phashes=random.integers(-(2**63), 2**63, 8, np.int64).tolist(),
         fingerprint=PLANTED,
     )
@@ -170,6 +172,7 @@ def _subject(clip: Clip, picture: bytes, random: np.random.Generator) -> Subject
         sharpness=400.0,
         face=0.0,
         face_embedding=None,
+        face_pose=None,
         image_embedding=embedding,
         image_text=None,
         phash=0,
@@ -200,6 +203,7 @@ def _subject(clip: Clip, picture: bytes, random: np.random.Generator) -> Subject
         short_side=256.0,
         image_text=None,
         face_embedding=None,
+        face_turn=None,
         image_embedding=embedding,
         fingerprint=PLANTED,
     )

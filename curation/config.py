@@ -30,12 +30,16 @@ class ModelsConfig(Section):
     """Finds cuts and fades."""
     text: Annotated[SerializeAsAny[BackendConfig] | None, registry.choice("text")] = None
     """Finds written text; null leaves `text_area` at 0."""
+    aesthetic: Annotated[SerializeAsAny[BackendConfig] | None, registry.choice("aesthetic")] = None
+    """Scores how much people like a clip's frames; null leaves the score out."""
+    safety: Annotated[SerializeAsAny[BackendConfig] | None, registry.choice("safety")] = None
+    """Scores nudity; null leaves the score out."""
     captioner: Annotated[SerializeAsAny[BackendConfig] | None, registry.choice("captioner")] = None
     """Writes captions; null takes those that came with the videos."""
     detector: Annotated[SerializeAsAny[BackendConfig], registry.choice("detector")]
     """Finds what the subject words name."""
     segmenter: Annotated[SerializeAsAny[BackendConfig], registry.choice("segmenter")]
-    """Turns boxes into masks."""
+    """Turns boxes into masks; a tracker also follows them through the clip."""
     faces: Annotated[SerializeAsAny[BackendConfig] | None, registry.choice("faces")] = None
     """Finds and recognises faces; null leaves people without an identity across clips."""
     embedder: Annotated[SerializeAsAny[BackendConfig], registry.choice("embedder")]
@@ -44,6 +48,8 @@ class ModelsConfig(Section):
     """Scores how well a subject fits its word; null leaves the score out."""
     inpainter: Annotated[SerializeAsAny[BackendConfig] | None, registry.choice("inpainter")] = None
     """Paints backgrounds anew."""
+    editor: Annotated[SerializeAsAny[BackendConfig] | None, registry.choice("editor")] = None
+    """Shows subjects in another pose."""
 
     def chosen(self) -> dict[str, BackendConfig]:
         """The configured backends by task."""
@@ -110,7 +116,7 @@ class RuntimeConfig(Section):
 
     ingest: StepRuntime = _step("ingest", unit_items=16)
     split: StepRuntime = _step("split")
-    annotate: StepRuntime = _step("look", "score", "ground", "segment", "describe", batch=4, unit_seconds=60)
+    annotate: StepRuntime = _step("look", "score", "caption", "ground", "segment", "describe", batch=4, unit_seconds=60)
     references: StepRuntime = _step("synthesise", batch=4, unit_items=32)
     encode: StepRuntime = _step("encode")
     pack: StepRuntime = _step("write", unit_items=1)
@@ -156,6 +162,16 @@ class Config(Section):
     references: ReferencesConfig = ReferencesConfig()
     pack: PackConfig = PackConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _painters_there(self) -> Config:
+        for kind, task in (("inpainted", "inpainter"), ("moved", "editor")):
+            if getattr(self.references, kind).count and getattr(self.models, task) is None:
+                raise ValueError(
+                    f"references.{kind}.count asks for pictures that models.{task} makes, and that is not set: "
+                    f"choose a backend, or set references.{kind}.count to 0"
+                )
+        return self
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:

@@ -28,6 +28,7 @@ from stages.annotate import (
     LookStage,
     SegmentStage,
     SubjectStage,
+    WordStage,
 )
 from stages.describe import DescribeStage
 from stages.ingest import IngestStage, InputVideo
@@ -37,11 +38,11 @@ from stages.records import Annotation, Clip, Encoding, Record, Reference, Score,
 from stages.score import ScoreStage
 from stages.select import clip_reasons, decide
 from stages.split import SplitStage, spans
-from stages.synthesise import SynthesiseStage
+from stages.synthesise import Painters, SynthesiseStage
 
 R = TypeVar("R", bound=Record)
 
-REVISION = {"ingest": 1, "split": 1, "score": 1, "annotate": 1, "references": 1, "encode": 1, "pack": 1}
+REVISION = {"ingest": 1, "split": 1, "score": 2, "annotate": 2, "references": 1, "encode": 1, "pack": 1}
 """Raised when the code of a stage changes what it writes: the rows of the old code are then stale."""
 
 SUBJECT_MEASURES = [
@@ -234,7 +235,8 @@ class Annotate(Step):
     def score_fingerprint(self) -> str:
         """Hash of all that scores depend on."""
         annotate = self.config.annotate
-        return fingerprint("score", REVISION["score"], annotate.look, annotate.score, self.model_fingerprint("text"))
+        models = self.model_fingerprint("text", "aesthetic", "safety")
+        return fingerprint("score", REVISION["score"], annotate.look, annotate.score, models)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -306,10 +308,12 @@ class Annotate(Step):
             case "look":
                 return LookStage(annotate.look)
             case "score":
-                score = ScoreStage(annotate.score, self.model("text"), self.score_fingerprint)
-                return CheapStage(score, self.passes)
+                judges = self.model("text"), self.model("aesthetic"), self.model("safety")
+                return CheapStage(ScoreStage(annotate.score, *judges, self.score_fingerprint), self.passes)
+            case "caption":
+                return WordStage(self.model("captioner"))
             case "ground":
-                return GroundStage(self.model("captioner"), self.model("detector"))
+                return GroundStage(self.model("detector"))
             case "segment":
                 return SegmentStage(self.model("segmenter"))
             case "describe":
@@ -338,10 +342,16 @@ class References(Step):
         """Per kind, hash of all that its pictures depend on besides their subjects."""
         verify = self.model_fingerprint("faces", "embedder")
         copied = fingerprint("references", REVISION["references"])
-        painted = fingerprint(
-            copied, self.config.references.inpainted.prompt, self.model_fingerprint("inpainter"), verify
-        )
-        return {"original": copied, "other_frame": copied, "cross_clip": copied, "inpainted": painted}
+        references = self.config.references
+        inpainted = fingerprint(copied, references.inpainted.prompt, self.model_fingerprint("inpainter"), verify)
+        moved = fingerprint(copied, list(references.moved.prompts), self.model_fingerprint("editor"), verify)
+        return {
+            "original": copied,
+            "other_frame": copied,
+            "cross_clip": copied,
+            "inpainted": inpainted,
+            "moved": moved,
+        }
 
     @cached_property
     def fingerprint(self) -> str:
@@ -378,16 +388,20 @@ class References(Step):
         ]
 
     def stage(self, name: str) -> Stage:
-        inpainter = self.config.models.inpainter
-        method = f"{inpainter.backend}@{registry.fingerprint(inpainter, self.config.models.root)}" if inpainter else ""
-        models = self.model("inpainter"), self.model("embedder"), self.model("faces")
-        stage = SynthesiseStage(*models, self.config.references.inpainted.prompt, method)
+        references = self.config.references
+        painters = Painters(
+            inpainter=self.model("inpainter") if references.inpainted.count else None,
+            inpainted_by=self._method("inpainter"),
+            editor=self.model("editor") if references.moved.count else None,
+            moved_by=self._method("editor"),
+        )
+        return ReferenceStage(
+            SynthesiseStage(references, painters, self.model("embedder"), self.model("faces")), self.workspace
+        )
 
-        def make(value: SubjectReferences) -> list[Reference]:
-            subjects = self.workspace.take(Subject, value.row_ids, value.version)
-            return stage.run(value.specs, {subject.subject_id: subject for subject in subjects})
-
-        return Each(make)
+    def _method(self, task: str) -> str:
+        config = self.config.models.chosen().get(task)
+        return f"{config.backend}@{registry.fingerprint(config, self.config.models.root)}" if config else ""
 
     def rows(self, value: Sequence[Reference]) -> Sequence[Record]:
         return value
@@ -404,6 +418,23 @@ class SubjectReferences:
     specs: list[ReferenceSpec]
     version: int
     row_ids: list[int]
+
+
+@dataclass(frozen=True)
+class ReferenceStage:
+    """Reads the subjects that a batch's references need, and makes the references of all in one go."""
+
+    synthesise: SynthesiseStage
+    workspace: Workspace
+
+    def run(self, batch: Sequence[SubjectReferences]) -> list[list[Reference]]:
+        """References of each subject, in the order of its specs."""
+        subjects: dict[str, Subject] = {}
+        for value in batch:
+            found = self.workspace.take(Subject, value.row_ids, value.version)
+            subjects |= {subject.subject_id: subject for subject in found}
+        made = iter(self.synthesise.run([spec for value in batch for spec in value.specs], subjects))
+        return [[next(made) for _ in value.specs] for value in batch]
 
 
 class Encode(Step):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import Field
 
-from models.protocols import Captioner, Detection, Detector, Segmentation, Segmenter
+from models.protocols import Captioner, Detection, Detector, Segmentation, Segmenter, Tracker
 from stages.caption import CaptionStage, template
 from stages.config import Section
 from stages.describe import DescribeConfig, DescribeStage
@@ -106,17 +106,29 @@ class CheapStage:
         ]
 
 
-class GroundStage:
-    """Captions the wanted clips and finds in their keyframes what the captions name."""
+class WordStage:
+    """Captions the wanted clips and takes the subject words from that."""
 
-    def __init__(self, captioner: Captioner | None, detector: Detector) -> None:
+    def __init__(self, captioner: Captioner | None) -> None:
         self.caption = CaptionStage(captioner)
+
+    def run(self, works: Sequence[ClipWork]) -> list[ClipWork]:
+        """Fill in ``caption``."""
+        captions = iter(self.caption.run([_view(work) for work in works if work.wanted]))
+        return [replace(work, caption=next(captions)) if work.wanted else work for work in works]
+
+
+class GroundStage:
+    """Finds in the keyframes of the wanted clips what their captions name."""
+
+    def __init__(self, detector: Detector) -> None:
         self.detector = detector
 
     def run(self, works: Sequence[ClipWork]) -> list[ClipWork]:
-        """Fill in ``caption`` and ``detections``."""
-        views = [_view(work) for work in works if work.wanted]
-        captions = self.caption.run(views)
+        """Fill in ``detections``."""
+        wanted = [work for work in works if work.wanted]
+        views = [_view(work) for work in wanted]
+        captions = [work.caption for work in wanted]
         # A caption without a subject word asks for nothing; a missing caption asks for whatever there is.
         asked = [bool(words) or source == "template" for _, source, words in captions]
         found = iter(
@@ -126,25 +138,26 @@ class GroundStage:
             )
         )
         none: list[Detection] = []
-        detections = [
-            next(found) if ask else [none for _ in view.keyframes] for view, ask in zip(views, asked, strict=True)
-        ]
-        results = iter(zip(captions, detections, strict=True))
-        return [_grounded(work, *next(results)) if work.wanted else work for work in works]
+        detections = iter(
+            [next(found) if ask else [none for _ in view.keyframes] for view, ask in zip(views, asked, strict=True)]
+        )
+        return [replace(work, detections=next(detections)) if work.wanted else work for work in works]
 
 
 class SegmentStage:
-    """Turns the detections of the wanted clips into masks."""
+    """Turns the detections of the wanted clips into masks; a tracker also follows them, and changes what there is."""
 
-    def __init__(self, segmenter: Segmenter) -> None:
+    def __init__(self, segmenter: Segmenter | Tracker) -> None:
         self.segmenter = segmenter
 
     def run(self, works: Sequence[ClipWork]) -> list[ClipWork]:
-        """Fill in ``segmentations``."""
+        """Fill in ``segmentations``; with a tracker, ``detections`` anew."""
         wanted = [work for work in works if work.wanted]
-        masks = iter(
-            self.segmenter.segment([_view(work).keyframes for work in wanted], [work.detections for work in wanted])
-        )
+        clips, detections = [_view(work).keyframes for work in wanted], [work.detections for work in wanted]
+        if isinstance(self.segmenter, Tracker):
+            followed = iter(self.segmenter.track(clips, detections))
+            return [_followed(work, next(followed)) if work.wanted else work for work in works]
+        masks = iter(self.segmenter.segment(clips, detections))
         return [replace(work, segmentations=next(masks)) if work.wanted else work for work in works]
 
 
@@ -174,8 +187,12 @@ def _view(work: ClipWork) -> ClipView:
     return work.view
 
 
-def _grounded(work: ClipWork, caption: tuple[str, str, list[str]], detections: list[list[Detection]]) -> ClipWork:
-    return replace(work, caption=caption, detections=detections)
+def _followed(work: ClipWork, frames: list[list[tuple[Detection, Segmentation]]]) -> ClipWork:
+    return replace(
+        work,
+        detections=[[detection for detection, _ in frame] for frame in frames],
+        segmentations=[[segmentation for _, segmentation in frame] for frame in frames],
+    )
 
 
 def _annotated(work: ClipWork, subjects: list[Subject]) -> ClipWork:

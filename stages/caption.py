@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from models.protocols import Captioner
-from models.vocabulary import VOCABULARY, subject_words
+from models.vocabulary import VOCABULARY, subject_names, subject_words
 from stages.view import ClipView
 
 
@@ -19,11 +19,12 @@ class CaptionStage:
         """``(caption, where it came from, subject words)`` per clip.
 
         Without a captioner, a clip whose video has no caption gets an empty one and no words: the detector then
-        names what it knows, and :func:`template` writes the caption from that.
+        names what it knows, and :func:`template` writes the caption from that. A captioner's words go by their
+        names in the vocabulary; those that it does not know stay as they are.
         """
         if self.captioner is not None:
             written = self.captioner.caption([view.keyframes for view in views])
-            return [(caption.text, "model", _known(caption.words)) for caption in written]
+            return [(caption.text, "model", _canonical(caption.words)) for caption in written]
         return [
             (
                 view.source.caption,
@@ -53,6 +54,5 @@ def _with_article(word: str) -> str:
     return f"{'a' if consonant and not word.startswith('hour') else 'an'} {word}"
 
 
-def _known(words: Sequence[str]) -> list[str]:
-    found = [word.name for text in words for word in subject_words(text)]
-    return [name for name in dict.fromkeys(found) if name in VOCABULARY]
+def _canonical(words: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name for word in words for name in subject_names(word)))

@@ -391,6 +391,8 @@ def _subject(kept: _Kept, similarities: Sequence[float | None], config: Describe
         short_side=min(best.box[2] - best.box[0], best.box[3] - best.box[1]),
         image_text=best.image_text,
         face_embedding=_unit_mean(with_face) if with_face else None,
+        # Roll tilts a face, which still looks at the camera.
+        face_turn=max(map(abs, best.face_pose[:2])) if best.face_pose else None,
         image_embedding=_unit_mean([np.asarray(frame.image_embedding, np.float32) for frame in frames]),
         fingerprint=kept.fingerprint,
     )
@@ -426,6 +428,7 @@ def _frame(
         sharpness=sighting.sharpness,
         face=float(face.score) if face else 0.0,
         face_embedding=face.embedding.tolist() if face else None,
+        face_pose=list(face.pose) if face and face.pose else None,
         image_embedding=sighting.candidate.appearance.tolist(),
         image_text=similarity,
         phash=perceptual_hash(crop),

@@ -67,6 +67,21 @@ class InpaintedConfig(Section):
     """What to paint, for inpainters that read a prompt."""
 
 
+class MovedConfig(Section):
+    """References in which a network shows the subject in another pose or place: motion change."""
+
+    count: int = Field(0, ge=0)
+    """Pictures per subject, each with its own seed and the next of the prompts; 0 turns the kind off."""
+    prompts: tuple[str, ...] = Field(
+        (
+            "The same {word} seen from another side, in another pose, alone on a plain white background.",
+            "The same {word} in the middle of a movement, alone on a plain white background.",
+        ),
+        min_length=1,
+    )
+    """What to show, for editors that read a prompt; `{word}` is the subject's word."""
+
+
 class ReferencesConfig(Section):
     """Which references are made. `original`, the cut-out on white, always is."""
 
@@ -75,6 +90,7 @@ class ReferencesConfig(Section):
     other_frame: OtherFrameConfig = OtherFrameConfig()
     cross_clip: CrossClipConfig = CrossClipConfig()
     inpainted: InpaintedConfig = InpaintedConfig()
+    moved: MovedConfig = MovedConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +151,9 @@ def plan_references(
         if config.other_frame.count:
             for frame in most_different(row)[: config.other_frame.count]:
                 specs.append(_spec("other_frame", own, own, frame, NO_SEED, fingerprints))
-        for number in range(config.inpainted.count):
-            specs.append(_spec("inpainted", own, own, own.best, config.seed + number, fingerprints))
+        for kind, count in (("inpainted", config.inpainted.count), ("moved", config.moved.count)):
+            for number in range(count):
+                specs.append(_spec(kind, own, own, own.best, config.seed + number, fingerprints))
         crowd.add(row, own)
     for target, source in _cross_pairs(crowd, videos, config.cross_clip.count):
         specs.append(_spec("cross_clip", target, source, source.best, NO_SEED, fingerprints))

@@ -11,6 +11,9 @@ from models.protocols import Image, Mask
 from stages.measure import box_of, decode_rle
 from stages.records import Subject
 
+LEAST_WHITE_EDGE = 0.5
+"""Share of a picture's edge that is white where its subject stands on white; it may touch two sides."""
+
 
 def encode_png(image: Image) -> bytes:
     """PNG of an RGB picture, without loss."""
@@ -57,3 +60,19 @@ def cut_out(crop: Image, mask: Mask, *, margin: float = 0.04, feather: float = 1
         alpha *= np.clip(2 * cv2.GaussianBlur(alpha, (0, 0), feather, borderType=cv2.BORDER_CONSTANT) - 1, 0, 1)
     blended = white * alpha[..., None] + 255 * (1 - alpha[..., None])
     return cast(Image, np.rint(blended).astype(np.uint8))
+
+
+def foreground(picture: Image, *, tolerance: int = 12) -> Mask:
+    """Where a subject on white is: all that is not white and not reached from the edge through white.
+
+    A picture without a white edge is all foreground: what was to be alone on white got a scene around it.
+    ``tolerance`` is how far from 255 a channel may be in white.
+    """
+    white = (picture >= 255 - tolerance).all(axis=2)
+    framed = np.pad(white, 1, constant_values=True).astype(np.uint8)
+    cv2.floodFill(framed, None, (0, 0), 2)
+    background = framed[1:-1, 1:-1] == 2
+    edge = np.concatenate([white[0], white[-1], white[:, 0], white[:, -1]])
+    if edge.mean() < LEAST_WHITE_EDGE or background.all():
+        return np.ones(white.shape, bool)
+    return cast(Mask, ~background)

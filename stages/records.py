@@ -128,6 +128,10 @@ class Score(Record):
     """Share of the frame in constant letterbox or pillarbox bars; [0, 1]."""
     static: float
     """Share of pixels that never change over the clip; [0, 1]."""
+    aesthetic: float | None
+    """How much people like the frames, mean of those looked at, about 1 to 10; where a model for it is configured."""
+    nudity: float | None
+    """How sure a model is that a frame shows nudity, highest of those looked at; [0, 1]; where one is configured."""
     phashes: list[int]
     """64-bit perceptual hash of each keyframe, in order of time, as signed integers."""
     fingerprint: str
@@ -177,6 +181,8 @@ class SubjectFrame:
     face: float
     """Detector score of the subject's largest face; 0 if none; [0, 1]."""
     face_embedding: list[float] | None
+    face_pose: list[float] | None
+    """Pitch, yaw and roll of that face in degrees, where the face model tells."""
     image_embedding: list[float]
     image_text: float | None
     """Cosine of crop and word, where an image-text model is configured."""
@@ -224,6 +230,8 @@ class Subject(Record):
     image_text: float | None
     face_embedding: list[float] | None
     """Unit mean over the kept frames with a face."""
+    face_turn: float | None
+    """Degrees that the face is turned up, down or aside from the camera, where the face model tells; [0, 180]."""
     image_embedding: list[float]
     """Unit mean over the kept frames."""
     fingerprint: str

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
 from pydantic import Field
 
-from models.protocols import Keyframe, TextRegion, TextSpotter
+from models.protocols import AestheticScorer, Image, Keyframe, SafetyScorer, TextRegion, TextSpotter
 from stages.config import Section
 from stages.measure import brightness, letterbox_share, motion_magnitude, perceptual_hash, sharpness, static_share
 from stages.records import Score
@@ -28,21 +28,46 @@ class ScoreConfig(Section):
 
     text_frames: int = Field(3, ge=1)
     """Keyframes per clip that are searched for text, spread evenly: text stays on screen longer than that."""
+    judged_frames: int = Field(3, ge=1)
+    """Keyframes per clip that the aesthetic and safety models see, spread evenly."""
 
 
 class ScoreStage:
-    """Clips in, one `Score` each out. Without a ``text`` spotter, ``text_area`` is 0."""
+    """Clips in, one `Score` each out. Without ``text``, ``text_area`` is 0; what no model scores is left out."""
 
-    def __init__(self, config: ScoreConfig, text: TextSpotter | None, fingerprint: str) -> None:
+    def __init__(
+        self,
+        config: ScoreConfig,
+        text: TextSpotter | None,
+        aesthetic: AestheticScorer | None,
+        safety: SafetyScorer | None,
+        fingerprint: str,
+    ) -> None:
         self._config = config
         self._text = text
+        self._aesthetic = aesthetic
+        self._safety = safety
         self._fingerprint = fingerprint
 
     def run(self, views: Sequence[ClipView]) -> list[Score]:
-        """One score per view, in order; all the views' text is searched for in one batch."""
-        return [self._score(view, text_area) for view, text_area in zip(views, self._text_areas(views), strict=True)]
+        """One score per view, in order; each model is asked once, with the pictures of all the views."""
+        return [self._score(view, *judged) for view, *judged in zip(views, *self._judgements(views), strict=True)]
 
-    def _score(self, view: ClipView, text_area: float) -> Score:
+    def _judgements(
+        self, views: Sequence[ClipView]
+    ) -> tuple[list[float], Sequence[float | None], Sequence[float | None]]:
+        """Text area, aesthetic score and nudity of each view."""
+        shown = [self._chosen(view, self._config.judged_frames) for view in views]
+        unknown = [None for _ in views]
+        return (
+            self._text_areas(views),
+            [float(np.mean(scores)) for scores in _per_view(self._aesthetic.aesthetic, shown)]
+            if self._aesthetic
+            else unknown,
+            [max(scores) for scores in _per_view(self._safety.nudity, shown)] if self._safety else unknown,
+        )
+
+    def _score(self, view: ClipView, text_area: float, aesthetic: float | None, nudity: float | None) -> Score:
         images = [keyframe.image for keyframe in view.keyframes]
         neighbours = [keyframe.neighbour for keyframe in view.keyframes]
         return Score(
@@ -53,6 +78,8 @@ class ScoreStage:
             text_area=text_area,
             border=letterbox_share(images),
             static=static_share([*images, *neighbours]),
+            aesthetic=aesthetic,
+            nudity=nudity,
             phashes=[perceptual_hash(image) for image in images],
             fingerprint=self._fingerprint,
         )
@@ -68,12 +95,20 @@ class ScoreStage:
     def _text_areas(self, views: Sequence[ClipView]) -> list[float]:
         if self._text is None:
             return [0.0 for _ in views]
-        chosen = [
-            [view.keyframes[index].image for index in _spread(len(view.keyframes), self._config.text_frames)]
-            for view in views
-        ]
+        chosen = [self._chosen(view, self._config.text_frames) for view in views]
         found = iter(self._text.spot([image for images in chosen for image in images]))
         return [max(text_share(next(found), image.shape[0], image.shape[1]) for image in images) for images in chosen]
+
+    def _chosen(self, view: ClipView, count: int) -> list[Image]:
+        return [view.keyframes[index].image for index in _spread(len(view.keyframes), count)]
+
+
+def _per_view(
+    judge: Callable[[Sequence[Image]], list[float]], shown: Sequence[Sequence[Image]]
+) -> Iterator[list[float]]:
+    """Scores of each view's pictures, from one call for all."""
+    scores = iter(judge([image for images in shown for image in images]))
+    return ([next(scores) for _ in images] for images in shown)
 
 
 def text_share(regions: Sequence[TextRegion], height: int, width: int) -> float:

@@ -40,6 +40,10 @@ class ClipThresholds(Section):
     """Largest share of the frame in letterbox or pillarbox bars."""
     max_static: float = Field(0.8, ge=0, le=1)
     """Largest share of pixels that never change: a still, a slide, a screen recording."""
+    min_aesthetic: float = Field(0.0, ge=0)
+    """Least aesthetic score, where a model gives one: about 1 to 10; peers ask for 4.5 to 5."""
+    max_nudity: float = Field(1.0, ge=0, le=1)
+    """Largest nudity score, where a model gives one."""
     duplicate_distance: float = Field(3, ge=0, lt=8)
     """Clips whose perceptual hashes differ by at most this many of 64 bits, on average over their keyframes, are
     one; the sharpest stays."""
@@ -78,6 +82,8 @@ class SubjectThresholds(Section):
     """Least cosine of its crop and its word, where an image-text model is configured."""
     min_face: float = Field(0.0, ge=0, le=1)
     """Least face score of a person; 0 asks for no face."""
+    max_face_turn: float = Field(180, ge=0, le=180)
+    """Most degrees that a person's face is turned from the camera, where the face model tells."""
 
 
 class ReferenceThresholds(Section):
@@ -85,7 +91,9 @@ class ReferenceThresholds(Section):
 
     min_identity: float = Field(0.5, ge=-1, le=1)
     """Least identity similarity to its target."""
-    min_difference: dict[str, float] = Field({"other_frame": 0.05, "cross_clip": 0.03, "inpainted": 0.04})
+    min_difference: dict[str, float] = Field(
+        {"other_frame": 0.05, "cross_clip": 0.03, "inpainted": 0.04, "moved": 0.05}
+    )
     """Least context difference per kind; kinds that are not named need none. A re-encoded or brightened copy has up to
     0.02, the next frame 0.006, the start and the end of a clip 0.13, another scene 0.4 (medians on real clips)."""
     min_brightness: float = Field(25, ge=0, le=255)
@@ -112,6 +120,8 @@ def clip_reasons(score: Row, config: ClipThresholds) -> list[str]:
         "blurry": score["sharpness"] < config.min_sharpness,
         "text": score["text_area"] > config.max_text_area,
         "letterbox": score["border"] > config.max_border,
+        "low_aesthetic": score["aesthetic"] is not None and score["aesthetic"] < config.min_aesthetic,
+        "nudity": (score["nudity"] or 0.0) > config.max_nudity,
     }
     return [reason for reason, fails in checks.items() if fails]
 
@@ -134,6 +144,7 @@ def subject_reasons(subject: Row, config: SubjectThresholds) -> list[str]:
         "blurry": subject["sharpness"] < config.min_sharpness,
         "not_the_word": no_match,
         "no_face": subject["category"] == "person" and subject["face"] < config.min_face,
+        "turned_away": subject["category"] == "person" and (subject["face_turn"] or 0.0) > config.max_face_turn,
     }
     return [reason for reason, fails in checks.items() if fails]
 

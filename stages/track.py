@@ -54,6 +54,7 @@ class _Open:
     """A track that is still being drawn."""
 
     word: str
+    instance: int | None
     members: dict[int, int]
     last: int
     box: Box
@@ -97,7 +98,8 @@ def suppress(detections: Sequence[Detection], segmentations: Sequence[Segmentati
 def link(frames: Sequence[Sequence[Candidate]]) -> list[Track]:
     """Tracks through a clip's keyframes, from the candidates of each (without duplicates, see `suppress`).
 
-    Every candidate belongs to exactly one track; tracks hold one word. Keyframe by keyframe, the candidates are
+    Every candidate belongs to exactly one track; tracks hold one word. Candidates that a network has followed already
+    (see `Detection.instance`) are one track per instance. As for the others, keyframe by keyframe, the candidates are
     assigned to the tracks seen in the last two at the least total cost (Hungarian method); what costs too much starts
     a track of its own. The order of the candidates within a keyframe does not matter.
     """
@@ -107,17 +109,38 @@ def link(frames: Sequence[Sequence[Candidate]]) -> list[Track]:
             range(len(candidates)), key=lambda index: _rank(candidates[index].detection, candidates[index].segmentation)
         )
         for word in sorted({candidate.detection.word for candidate in candidates}):
-            fresh = [index for index in order if candidates[index].detection.word == word]
-            living = [track for track in tracks if track.word == word and keyframe - track.last <= _MEMORY]
+            fresh = [
+                index
+                for index in order
+                if candidates[index].detection.word == word and candidates[index].detection.instance is None
+            ]
+            living = [
+                track
+                for track in tracks
+                if track.word == word and track.instance is None and keyframe - track.last <= _MEMORY
+            ]
             for row, column in _assign(living, [candidates[index] for index in fresh]):
                 living[row].take(keyframe, fresh[column], candidates[fresh[column]])
             taken = {track.members.get(keyframe) for track in living}
             for index in fresh:
                 if index not in taken:
                     tracks.append(_begin(keyframe, index, candidates[index]))
+        for index in order:
+            if candidates[index].detection.instance is not None:
+                _join(tracks, keyframe, index, candidates[index])
     return [
         Track(track.word, tuple(track.members.get(keyframe) for keyframe in range(len(frames)))) for track in tracks
     ]
+
+
+def _join(tracks: list[_Open], keyframe: int, index: int, candidate: Candidate) -> None:
+    """Add a candidate to the track of its instance, or begin that."""
+    own = candidate.detection.word, candidate.detection.instance
+    track = next((track for track in tracks if (track.word, track.instance) == own), None)
+    if track is None:
+        tracks.append(_begin(keyframe, index, candidate))
+    else:
+        track.take(keyframe, index, candidate)
 
 
 def _rank(detection: Detection, segmentation: Segmentation) -> tuple[float, float, str, Box]:
@@ -126,7 +149,14 @@ def _rank(detection: Detection, segmentation: Segmentation) -> tuple[float, floa
 
 
 def _begin(keyframe: int, index: int, candidate: Candidate) -> _Open:
-    track = _Open(candidate.detection.word, {}, keyframe, box_of(candidate.mask), candidate.mask)
+    track = _Open(
+        candidate.detection.word,
+        candidate.detection.instance,
+        {},
+        keyframe,
+        box_of(candidate.mask),
+        candidate.mask,
+    )
     track.take(keyframe, index, candidate)
     return track
 

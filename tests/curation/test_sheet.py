@@ -94,7 +94,7 @@ def clip(number: int, video: int = 0, dropped: str | None = None) -> Clip:
 
 
 def score(number: int) -> Score:
-    return Score(f"clip-{number}", 1.5, 12.0, 345.6, 0.0, 0.0, 0.1, [1, 2], "f")
+    return Score(f"clip-{number}", 1.5, 12.0, 345.6, 0.0, 0.0, 0.1, None, None, [1, 2], "f")
 
 
 def subject_frame(mask: np.ndarray, time: float) -> SubjectFrame:
@@ -114,6 +114,7 @@ def subject_frame(mask: np.ndarray, time: float) -> SubjectFrame:
         sharpness=100.0,
         face=0.0,
         face_embedding=None,
+        face_pose=None,
         image_embedding=[1.0],
         image_text=None,
         phash=0,
@@ -147,6 +148,7 @@ def subject(name: str, number: int, mask: np.ndarray, *, word: str = "panda", ti
         short_side=80.0,
         image_text=None,
         face_embedding=None,
+        face_turn=None,
         image_embedding=[1.0],
         fingerprint="f",
     )

@@ -23,6 +23,7 @@ from stages.annotate import (
     LookStage,
     SegmentStage,
     SubjectStage,
+    WordStage,
     keyframe_times,
 )
 from stages.describe import DescribeConfig, DescribeStage
@@ -167,12 +168,13 @@ class House:
     min_brightness: float = 40
 
     def stages(self) -> list[Any]:
-        score = ScoreStage(ScoreConfig(), self.text, "score-fp")
+        score = ScoreStage(ScoreConfig(), self.text, None, None, "score-fp")
         describe = DescribeStage(DescribeConfig(keep_frames=2), self.embedder, None, None)
         return [
             LookStage(LookConfig(keyframes=4)),
             CheapStage(score, lambda score: score.brightness >= self.min_brightness),
-            GroundStage(self.captioner, self.detector),
+            WordStage(self.captioner),
+            GroundStage(self.detector),
             SegmentStage(self.segmenter),
             SubjectStage(describe),
         ]
@@ -191,6 +193,30 @@ def work(source: Source, start_s: float = 0.0, end_s: float = 2.0, **changes: An
 
 def words_of(done: ClipWork) -> list[str]:
     return sorted(subject.word for subject in done.subjects)
+
+
+class Follower:
+    """Finds the detector's first subject in every keyframe, and calls it instance 7."""
+
+    def track(
+        self, clips: Sequence[Sequence[Keyframe]], detections: Sequence[Sequence[Sequence[Detection]]]
+    ) -> list[list[list[tuple[Detection, Segmentation]]]]:
+        return [[self._found(keyframe, frames) for keyframe in clip] for clip, frames in zip(clips, detections, strict=True)]
+
+    def _found(self, keyframe: Keyframe, frames: Sequence[Sequence[Detection]]) -> list[tuple[Detection, Segmentation]]:
+        seed = next((found for frame in frames for found in frame), None)
+        if seed is None:
+            return []
+        mask = inside(keyframe.image, COLOURS[seed.word])
+        return [(replace(seed, instance=7), Segmentation(mask, 0.8))]
+
+
+def test_a_tracker_s_subjects_take_the_place_of_the_detector_s(video: Source) -> None:
+    (done,) = House(segmenter=Follower()).run(work(video))  # type: ignore[arg-type]
+    assert len(done.subjects) == 1
+    assert done.subjects[0].seen == 4
+    (plain,) = House().run(work(video))
+    assert done.subjects[0].word in words_of(plain)
 
 
 def test_keyframes_are_the_middles_of_equal_parts() -> None:

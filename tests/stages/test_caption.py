@@ -113,5 +113,11 @@ def test_a_captioner_s_words_are_taken_for_what_the_vocabulary_calls_them() -> N
     assert found == ["dog", "woman"]
 
 
+def test_a_captioner_s_words_that_the_vocabulary_does_not_know_are_kept() -> None:
+    words = ("axolotl", "lady", "an axolotl", "theremin", "woman")
+    ((_, _, found),) = CaptionStage(Writer(ClipCaption("...", words))).run([view()])
+    assert found == ["axolotl", "woman", "theremin"]
+
+
 def test_no_clips_ask_nobody() -> None:
     assert CaptionStage(None).run([]) == []

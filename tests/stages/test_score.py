@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -81,7 +82,7 @@ def moving(times: Sequence[float], fps: float, neighbour_s: float = 1 / 24, per_
 
 
 def score(keyframes: list[Keyframe], fps: float = 24.0, text: Spotter | None = None) -> Score:
-    return ScoreStage(ScoreConfig(), text, "fp").run([ClipView(clip(), source(fps), keyframes)])[0]
+    return ScoreStage(ScoreConfig(), text, None, None, "fp").run([ClipView(clip(), source(fps), keyframes)])[0]
 
 
 def test_config_knows_no_other_keys() -> None:
@@ -90,7 +91,7 @@ def test_config_knows_no_other_keys() -> None:
 
 
 def test_one_score_per_view_in_order_with_the_stage_s_fingerprint() -> None:
-    stage = ScoreStage(ScoreConfig(), None, "fp")
+    stage = ScoreStage(ScoreConfig(), None, None, None, "fp")
     views = [ClipView(clip(name), source(), moving([0.5, 1.0], 24)) for name in "bac"]
     scores = stage.run(views)
     assert [row.clip_id for row in scores] == ["b", "a", "c"]
@@ -130,7 +131,7 @@ def test_frames_that_are_their_own_neighbours_say_nothing_about_motion() -> None
 
 def test_text_is_searched_for_in_a_few_frames_of_all_clips_at_once() -> None:
     spotter = Spotter()
-    stage = ScoreStage(ScoreConfig(text_frames=3), spotter, "fp")
+    stage = ScoreStage(ScoreConfig(text_frames=3), spotter, None, None, "fp")
     lengths = (8, 2, 1)
     views = [ClipView(clip(str(length)), source(), moving([0.1 * n for n in range(length)], 24)) for length in lengths]
     stage.run(views)
@@ -143,6 +144,43 @@ def test_text_area_is_the_largest_of_the_frames() -> None:
     found = score(keyframes, text=Spotter([[small], [large, small], []])).text_area
     assert found == pytest.approx(text_share([large, small], 240, 310))
     assert found == pytest.approx((290 * 30 + 90 * 10) / (240 * 310), rel=0.06)
+
+
+@dataclass
+class Judge:
+    """Likes a picture by its red, and is sure of nudity by its green."""
+
+    batches: list[int] = field(default_factory=list)
+
+    def aesthetic(self, images: Sequence[Image]) -> list[float]:
+        self.batches.append(len(images))
+        return [float(image[..., 0].mean()) for image in images]
+
+    def nudity(self, images: Sequence[Image]) -> list[float]:
+        self.batches.append(len(images))
+        return [float(image[..., 1].mean()) / 255 for image in images]
+
+
+def plain(red: int, green: int) -> Keyframe:
+    image = np.full((48, 64, 3), (red, green, 0), np.uint8)
+    return Keyframe(0.0, image, image)
+
+
+def test_frames_are_judged_in_one_call_the_mean_of_liking_and_the_worst_of_nudity() -> None:
+    judge = Judge()
+    stage = ScoreStage(ScoreConfig(judged_frames=2), None, judge, judge, "fp")
+    first = [plain(2, 0), plain(9, 255), plain(9, 255), plain(6, 51)]
+    views = [ClipView(clip("a"), source(), first), ClipView(clip("b"), source(), [plain(5, 102)])]
+    scores = stage.run(views)
+    # Of four keyframes the second and the fourth are looked at.
+    assert [row.aesthetic for row in scores] == pytest.approx([7.5, 5])
+    assert [row.nudity for row in scores] == pytest.approx([1, 0.4])
+    assert judge.batches == [3, 3]
+
+
+def test_what_no_model_judges_is_left_out() -> None:
+    found = score(moving([0.1, 0.2], 24))
+    assert (found.aesthetic, found.nudity) == (None, None)
 
 
 def test_overlapping_text_counts_once() -> None:
@@ -163,7 +201,7 @@ def real(name: str) -> Score:
     found = probe(path)
     times = [(number + 0.5) * found.duration_s / 6 for number in range(6)]
     keyframes = read_keyframes(path, times, max(1 / 24, 1 / found.fps), 640)
-    return ScoreStage(ScoreConfig(), None, "").run([ClipView(clip(), source(found.fps), keyframes)])[0]
+    return ScoreStage(ScoreConfig(), None, None, None, "").run([ClipView(clip(), source(found.fps), keyframes)])[0]
 
 
 @needs_clips

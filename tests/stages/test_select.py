@@ -32,6 +32,8 @@ CLIP = ClipThresholds(
     max_text_area=0.02,
     max_border=0.1,
     max_static=0.8,
+    min_aesthetic=4.5,
+    max_nudity=0.4,
     duplicate_distance=3,
 )
 SUBJECT = SubjectThresholds(
@@ -50,6 +52,7 @@ SUBJECT = SubjectThresholds(
     min_sharpness=20,
     min_image_text=0.2,
     min_face=0.6,
+    max_face_turn=60,
 )
 REFERENCE = ReferenceThresholds(
     min_identity=0.5, min_difference={"cross_clip": 0.1}, min_brightness=25, min_sharpness=20
@@ -59,9 +62,10 @@ CONFIG = SelectConfig(clip=CLIP, subject=SUBJECT, reference=REFERENCE)
 Row = dict[str, Any]
 
 
-def score(clip_id: str = "c", phashes: Sequence[int] = (0,), **changes: float) -> Row:
+def score(clip_id: str = "c", phashes: Sequence[int] = (0,), **changes: Any) -> Row:
     numbers = {"motion": 9.0, "brightness": 120, "sharpness": 300, "text_area": 0, "border": 0, "static": 0.1}
-    return {"clip_id": clip_id, **numbers, "phashes": list(phashes), "fingerprint": "", **changes}
+    judged = {"aesthetic": 5.5, "nudity": 0.1}
+    return {"clip_id": clip_id, **numbers, **judged, "phashes": list(phashes), "fingerprint": "", **changes}
 
 
 def subject(subject_id: str = "s", clip_id: str = "c", **changes: Any) -> Row:
@@ -80,6 +84,7 @@ def subject(subject_id: str = "s", clip_id: str = "c", **changes: Any) -> Row:
         "sharpness": 300,
         "image_text": 0.3,
         "face": 0.9,
+        "face_turn": 10.0,
     }
     return {"subject_id": subject_id, "clip_id": clip_id, "category": "person", **numbers, **changes}
 
@@ -103,6 +108,8 @@ CLIP_CASES = [
     ("sharpness", "min_sharpness", "blurry"),
     ("text_area", "max_text_area", "text"),
     ("border", "max_border", "letterbox"),
+    ("aesthetic", "min_aesthetic", "low_aesthetic"),
+    ("nudity", "max_nudity", "nudity"),
 ]
 SUBJECT_CASES = [
     ("detection_score", "min_detection_score", "uncertain"),
@@ -120,6 +127,7 @@ SUBJECT_CASES = [
     ("sharpness", "min_sharpness", "blurry"),
     ("image_text", "min_image_text", "not_the_word"),
     ("face", "min_face", "no_face"),
+    ("face_turn", "max_face_turn", "turned_away"),
 ]
 REFERENCE_CASES = [
     ("identity_similarity", "min_identity", "other_identity"),
@@ -180,6 +188,11 @@ def test_no_threshold_was_forgotten(cases: list[Any], thresholds: Any, section: 
 def test_every_number_that_is_compared_is_a_column() -> None:
     assert {number for number, *_ in CLIP_CASES} <= set(Score.schema().names)
     assert {number for number, *_ in SUBJECT_CASES} <= set(Subject.schema().names)
+
+
+def test_what_no_model_scored_is_no_reason() -> None:
+    assert clip_reasons(score(aesthetic=None, nudity=None), CLIP) == []
+    assert subject_reasons(subject(image_text=None, face_turn=None), SUBJECT) == []
 
 
 def test_all_reasons_are_told() -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from models.colour_texture import ColourTexture
-from models.protocols import Face, FillRequest, Image, Mask, Vector
+from models.protocols import EditRequest, Face, FillRequest, Image, Mask, Vector
 from models.quilting import Quilting
 from stages.measure import encode_rle, picture_difference, subject_sharpness
-from stages.pair import ReferenceSpec
+from stages.pair import InpaintedConfig, MovedConfig, ReferencesConfig, ReferenceSpec
 from stages.picture import cut_out, decode_png, encode_png, subject_crop
 from stages.records import Reference, Subject, SubjectFrame
-from stages.synthesise import SynthesiseStage
+from stages.synthesise import Painters, SynthesiseStage
 
 HEIGHT, WIDTH = 120, 160
 GREEN = (20, 160, 40)
@@ -131,9 +131,29 @@ class Painter:
         return painted
 
 
+@dataclass
+class Mover:
+    """Turns the picture upside down; one that makes a scene paints what is white."""
+
+    scenery: bool = False
+    requests: list[EditRequest] = field(default_factory=list)
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[Image]:
+        self.requests += requests
+        moved = [request.image[::-1].copy() for request in requests]
+        for picture in moved if self.scenery else []:
+            picture[(picture > 240).all(axis=2)] = (30, 160, 30)
+        return moved
+
+
+CONFIG = ReferencesConfig(
+    seed=5, inpainted=InpaintedConfig(prompt="a beach"), moved=MovedConfig(prompts=("a {word} that runs", "asleep"))
+)
+
+
 def stage(**models: Any) -> SynthesiseStage:
-    wanted = {"inpainter": Painter(), "embedder": MeanColour(), "faces": None, "prompt": "a beach", "method": "paint@1"}
-    return SynthesiseStage(**{**wanted, **models})
+    painters = Painters(models.pop("inpainter", Painter()), "paint@1", models.pop("editor", Mover()), "move@1")
+    return SynthesiseStage(CONFIG, painters, **{"embedder": MeanColour(), "faces": None, **models})
 
 
 def make(wanted: ReferenceSpec, *subjects: Subject, **models: Any) -> Reference:
@@ -300,6 +320,48 @@ def test_without_an_inpainter_paintings_are_an_error_that_names_the_setting() ->
     with pytest.raises(ValueError, match=r"references\.inpainted .* models\.inpainter"):
         make(spec("inpainted"), subject("a", Look()), inpainter=None)
     assert make(spec("original"), subject("a", Look()), inpainter=None).kind == "original"
+
+
+def test_a_moved_picture_is_asked_for_with_the_cut_out_and_the_next_prompt() -> None:
+    ball, mover = known_by_colour("a", Look()), Mover()
+    first, second = (make(spec("moved", seed=seed), ball, editor=mover) for seed in (5, 6))
+    assert np.array_equal(mover.requests[0].image, cut_out(*subject_crop(ball, 0)))
+    assert [request.prompt for request in mover.requests] == ["a ball that runs", "asleep"]
+    assert mover.requests[0].seed != mover.requests[1].seed
+    assert {first.method, second.method} == {"move@1"}
+
+
+def test_a_moved_picture_is_measured_where_its_subject_is_and_against_the_cut_out() -> None:
+    ball = known_by_colour("a", Look())
+    moved = make(spec("moved", seed=5), ball)
+    before = cut_out(*subject_crop(ball, 0))
+    assert np.array_equal(decode_png(moved.image), before[::-1])
+    assert moved.context_difference == pytest.approx(picture_difference(before[::-1], before))
+    assert moved.identity_similarity == pytest.approx(1, abs=0.02)
+    assert 30 < moved.brightness < 100
+    # With a scene around it, the scene is measured too: nobody can tell it from the subject.
+    assert make(spec("moved", seed=5), ball, editor=Mover(scenery=True)).identity_similarity < 0.95
+
+
+def test_every_painter_is_asked_once_for_all() -> None:
+    @dataclass
+    class Counting(Mover):
+        calls: int = 0
+
+        def edit(self, requests: Sequence[EditRequest]) -> list[Image]:
+            self.calls += 1
+            return super().edit(requests)
+
+    balls, mover = {name: subject(name, Look()) for name in "ab"}, Counting()
+    stage(editor=mover).run([spec("moved", name, seed=seed) for name in "ab" for seed in (5, 6)], balls)
+    assert (mover.calls, len(mover.requests)) == (1, 4)
+    stage(editor=mover).run([spec("original", "a")], balls)
+    assert mover.calls == 1
+
+
+def test_without_an_editor_moved_pictures_are_an_error_that_names_the_setting() -> None:
+    with pytest.raises(ValueError, match=r"references\.moved .* models\.editor"):
+        make(spec("moved", seed=5), subject("a", Look()), editor=None)
 
 
 def test_one_reference_per_spec_in_order() -> None:

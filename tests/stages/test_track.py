@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,6 +84,20 @@ def test_another_subject_elsewhere_starts_a_track_of_its_own() -> None:
     assert len(link(frames)) == 2
     # Not even a twin is the same when it is that far away.
     assert len(link([[candidate(20)], [candidate(140)]])) == 2
+
+
+def followed(x: float, instance: int) -> Candidate:
+    plain = candidate(x)
+    return replace(plain, detection=replace(plain.detection, instance=instance))
+
+
+def test_what_a_network_has_followed_is_one_track_however_far_it_jumps_and_however_long_it_is_gone() -> None:
+    frames = [[followed(20, 1)], [], [], [], [followed(140, 1), followed(20, 2)], [candidate(20)]]
+    assert sorted(track.indices for track in link(frames) if track.indices[0] is not None) == [
+        (0, None, None, None, 0, None)
+    ]
+    # Who was not followed is nobody who was.
+    assert len(link(frames)) == 3
 
 
 def test_words_are_not_mixed() -> None:
