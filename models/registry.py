@@ -67,6 +67,9 @@ BACKENDS: dict[str, dict[str, str]] = {
     },
 }
 
+RECORD = "weights.json"
+"""What a fetch notes beside the files of a repository; no part of a backend's fingerprint."""
+
 
 class MissingWeightsError(UserError, FileNotFoundError):
     """A weight file that a backend needs is not where the config says."""
@@ -74,14 +77,16 @@ class MissingWeightsError(UserError, FileNotFoundError):
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """Files of a repository on the model hub, which lie in the folder ``models.root``/``name``."""
+    """Files of a repository on the model hub, and where they lie under ``models.root``."""
 
     name: str
-    """``owner/name``, on the hub and under ``models.root``."""
+    """``owner/name`` on the hub."""
     files: tuple[str, ...]
     """Patterns of the files that the backend reads, such as ``*.json``."""
     revision: str | None = None
     """A commit, branch or tag; nothing for the one that `models/catalogue.yaml` pins."""
+    folder: str | None = None
+    """Folder under ``models.root``; nothing for the one of the repository's name."""
 
 
 class BackendConfig(BaseModel):
@@ -102,6 +107,10 @@ class BackendConfig(BaseModel):
 
     def repositories(self) -> list[Repository]:
         """Where its weights come from, for ``s2v models fetch``; empty if they are the user's own files."""
+        return []
+
+    def texts(self) -> list[str]:
+        """What the files say that its options name and that are no weights, such as a prompt."""
         return []
 
 
@@ -155,7 +164,8 @@ def check_weights(config: BackendConfig, root: Path) -> None:
         if not path.exists():
             raise MissingWeightsError(
                 f"{config.backend}: {path} does not exist. Put the file there, or point `models.root` "
-                f"(now {str(root)!r}) at the folder that holds it; docs/models.md says where to get it."
+                f"(now {str(root)!r}) at the folder that holds it. `s2v models fetch` gets what is on the model hub; "
+                "docs/models.md says where the rest comes from."
             )
 
 
@@ -170,8 +180,10 @@ def build(task: str, config: BackendConfig, root: Path) -> Any:
 
 
 def fingerprint(config: BackendConfig, root: Path) -> str:
-    """Hash of the options and of the weights, by their bytes or by the version of the package that ships them."""
+    """Hash of the options, of texts, and of the weights, by their bytes or the version of the package with them."""
     digest = hashlib.sha256(config.model_dump_json(exclude=set(config.speed)).encode())
+    for text in config.texts():
+        digest.update(hashlib.sha256(text.encode()).digest())
     for package in config.packages:
         digest.update(f"{package}=={version(package)}".encode())
     for path in config.weights(root):
@@ -181,7 +193,7 @@ def fingerprint(config: BackendConfig, root: Path) -> str:
 
 
 def _files(path: Path) -> Iterable[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return sorted(p for p in path.rglob("*") if p.is_file() and p != path / RECORD) if path.is_dir() else [path]
 
 
 @cache

@@ -47,6 +47,28 @@ def subject_words(caption: str) -> list[Word]:
     return list(dict.fromkeys(word for word in subjects if word is not None))
 
 
+def subject_names(phrase: str) -> list[str]:
+    """The subjects that a noun phrase such as "the two young dogs" stands for, in lower case.
+
+    A subject goes by its name in the vocabulary ("puppies", "golden retriever pups": ``puppy``). A noun that the
+    vocabulary does not know stays as it is, without articles and numbers ("an axolotl": ``axolotl``). Nothing comes
+    of what is never a subject: parts of bodies, clothing, scenery, colours ("the man's left hand", "blue sky").
+    """
+    forms = _lexicon().forms
+    tokens = _tokens(phrase)
+    while tokens and (_is_function_word(tokens[0].text) or tokens[0].text.isdigit()):
+        del tokens[0]
+    if not tokens:
+        return []
+    whole = forms.get(" ".join(token.text for token in tokens))
+    if whole is not None:
+        return [whole.word.name] if whole.word is not None else []
+    parts = re.split(r"[,;/&]|\b(?:and|or)\b", phrase)
+    if len(parts) > 1:
+        return list(dict.fromkeys(name for part in parts for name in subject_names(part)))
+    return _names_of_noun(tokens)
+
+
 def category_of(word: str) -> str:
     """Category of a word or noun phrase, by the longest known term at its end; ``object`` where none is known."""
     tokens = [token.text for token in _tokens(word)]
@@ -101,6 +123,36 @@ class _Lexicon:
 
     def has(self, kind: str, word: str) -> bool:
         return word in self.lists[kind]
+
+
+def _names_of_noun(tokens: Sequence[_Token]) -> list[str]:
+    """Like :func:`subject_names`, for a single noun with what stands around it."""
+    lexicon = _lexicon()
+    end = next((place for place, token in enumerate(tokens) if lexicon.has("closers", token.text)), None)
+    core = tokens[:end]
+    for start in range(len(core)):
+        form = lexicon.forms.get(" ".join(token.text for token in core[start:]))
+        if form is not None:
+            return [form.word.name] if form.word is not None else []
+    if _never_a_subject(core[-1].text):
+        return []
+    if end is None or tokens[end].text != "of":
+        return [_text(core)]
+    # "A herd of elephants" is not about its first noun.
+    return [word.name for word in subject_words(f"a {_text(tokens)}")] or [_text(tokens)]
+
+
+def _text(tokens: Sequence[_Token]) -> str:
+    return " ".join(token.text + ("'s" if token.possessive else "") for token in tokens)
+
+
+def _is_function_word(word: str) -> bool:
+    return _lexicon().has("determiners", word) or _lexicon().has("closers", word)
+
+
+def _never_a_subject(noun: str) -> bool:
+    singulars = [noun, *(noun.removesuffix(ending) for ending in ("s", "es") if noun.endswith(ending))]
+    return any(_lexicon().has("no_subjects", singular) for singular in singulars)
 
 
 def _without_quotes(caption: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.vocabulary import CATEGORIES, VOCABULARY, Word, category_of, subject_words
+from models.vocabulary import CATEGORIES, VOCABULARY, Word, category_of, subject_names, subject_words
 
 COCO = set(
     re.split(
@@ -195,3 +195,56 @@ def test_order_of_appearance(words: list[Word]) -> None:
 def test_loads_without_heavy_imports() -> None:
     code = "import sys, models.vocabulary; assert not {'numpy', 'torch', 'pydantic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "names"),
+    [
+        ("dog", ["dog"]),
+        ("the two young dogs", ["dog"]),
+        ("Golden retriever pups", ["puppy"]),
+        ("fire-engine", ["fire truck"]),
+        ("3 men", ["man"]),
+        ("an orange", ["orange"]),
+        ("duck", ["duck"]),
+        ("camera", ["camera"]),
+        ("chef's knife", ["knife"]),
+        ("cup of coffee", ["cup"]),
+        ("man in a red hat", ["man"]),
+        ("herd of elephants", ["elephant"]),
+        ("dog, cat & dog", ["dog", "cat"]),
+        ("an axolotl", ["axolotl"]),
+        ("red Axolotl.", ["red axolotl"]),
+        ("axolotl on a table", ["axolotl"]),
+        ("slice of halva", ["slice of halva"]),
+        ("someone's theremin", ["someone's theremin"]),
+        ("群れ", ["群れ"]),
+        ("hand", []),
+        ("the man's left hand", []),
+        ("head of a dog", []),
+        ("T-shirts", []),
+        ("branches", []),
+        ("glasses", []),
+        ("a blue sky", []),
+        ("license plate", []),
+        ("wrist watch", []),
+        ("pocket watch", ["pocket watch"]),
+        ("of the", []),
+        ("and", []),
+        ("", []),
+    ],
+)
+def test_a_noun_phrase_stands_for_subjects(phrase: str, names: list[str]) -> None:
+    assert subject_names(phrase) == names
+
+
+@given(st.sampled_from(sorted(VOCABULARY)))
+def test_every_word_of_the_vocabulary_stands_for_itself_in_both_numbers(name: str) -> None:
+    assert subject_names(name) == [name]
+    assert subject_names(f"The {VOCABULARY[name].plural}") in ([name], subject_names(VOCABULARY[name].plural))
+
+
+@given(st.text(max_size=40))
+def test_names_stand_for_themselves(phrase: str) -> None:
+    for name in subject_names(phrase):
+        assert subject_names(name) == [name]
