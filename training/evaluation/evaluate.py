@@ -14,7 +14,6 @@ from pydantic import Field, SerializeAsAny
 from models import registry
 from models.registry import BackendConfig
 from stages.config import Section
-from training.evaluation.aesthetic import LaionAesthetic
 from training.evaluation.items import InputError, Item, list_items, show
 from training.evaluation.metrics import (
     Aesthetic,
@@ -50,7 +49,7 @@ class EvaluationModels(Section):
     """Describes what a subject looks like, for `subj_s`."""
     image_text: Annotated[_Chosen, registry.choice("image_text")] = None
     """Scores how well a frame fits the prompt."""
-    aesthetic: LaionAesthetic.Config | None = LaionAesthetic.Config()
+    aesthetic: Annotated[_Chosen, registry.choice("aesthetic")] = _default("aesthetic", "laion_aesthetic")
     """Scores how pleasing a frame is."""
 
 
@@ -137,7 +136,7 @@ def _make(recipe: _Recipe, models: EvaluationModels) -> tuple[Metric, tuple[Back
         if chosen[task] is None:
             raise _Unavailable(f"models.{task} is null: no backend is configured")
     try:
-        loaded = [None if own is None else _load(task, own, models.root) for task, own in chosen.items()]
+        loaded = [None if own is None else registry.build(task, own, models.root) for task, own in chosen.items()]
         backends = tuple(
             Backend(task, own.backend, registry.fingerprint(own, models.root))
             for task, own in chosen.items()
@@ -148,12 +147,6 @@ def _make(recipe: _Recipe, models: EvaluationModels) -> tuple[Metric, tuple[Back
     except Exception as error:
         raise _Unavailable(f"its network cannot be loaded: {type(error).__name__}: {error}") from error
     return recipe.make(*loaded), backends
-
-
-def _load(task: str, own: BackendConfig, root: Path) -> Any:
-    if isinstance(own, LaionAesthetic.Config):
-        return LaionAesthetic(own, root)
-    return registry.build(task, own, root)
 
 
 def _measure(item: Item, metrics: Mapping[str, Metric], config: EvaluateConfig) -> VideoResult:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.protocols import (
+    AestheticScorer,
     Box,
     Detection,
     Detector,
@@ -31,14 +32,6 @@ Values = dict[str, float]
 
 class NotMeasurable(ValueError):  # noqa: N818
     """This video gives the metric nothing to measure; the message says what is missing."""
-
-
-class AestheticScorer(Protocol):
-    """Says how pleasing pictures are."""
-
-    def aesthetic(self, images: Sequence[Image]) -> list[float]:
-        """A score per picture, about 1 to 10; higher is better."""
-        ...
 
 
 class Metric(Protocol):
