@@ -13,8 +13,10 @@ from pydantic import Field
 
 from models.onnx_session import providers, session_options
 from models.protocols import Face, Image
-from models.registry import BackendConfig, check_weights
+from models.registry import BackendConfig, MissingWeightsError, Repository, check_weights
 
+PUBLISHED = ("antelopev2", "buffalo_l")
+"""Packs that `public-data/insightface` on the model hub has."""
 SMALLEST = 16
 """Sides in pixels below which an image is not searched: no detector sees a face in it."""
 
@@ -43,16 +45,22 @@ class InsightFace:
             """The pack's folder."""
             return [root / "insightface" / "models" / self.pack]
 
+        def repositories(self) -> list[Repository]:
+            """A mirror of the packs that InsightFace has published; none for another pack."""
+            if self.pack not in PUBLISHED:
+                return []
+            return [Repository("public-data/insightface", (f"models/{self.pack}/*.onnx",), folder="insightface")]
+
     def __init__(self, config: InsightFace.Config, root: Path) -> None:
-        # FaceAnalysis downloads a pack that it does not find.
         check_weights(config, root)
+        (pack,) = config.weights(root)
         from insightface.app import FaceAnalysis
 
         self._config = config
         self._analysis = FaceAnalysis(
-            name=config.pack,
-            root=str(root / "insightface"),
-            allowed_modules=["detection", "recognition"],
+            # A folder that is there: FaceAnalysis downloads what it finds nowhere.
+            name=str(_networks(pack)),
+            allowed_modules=["detection", "recognition", "landmark_3d_68"],
             providers=providers(),
             sess_options=session_options(),
         )
@@ -61,7 +69,10 @@ class InsightFace:
             raise ValueError(f"insightface pack {config.pack!r} holds no recogniser of 112x112 faces")
 
     def faces(self, images: Sequence[Image]) -> list[list[Face]]:
-        """Faces per image, best first, boxes inside the image; none in an image of less than 16 pixels a side."""
+        """Faces per image, best first, boxes inside the image; none in an image of less than 16 pixels a side.
+
+        They have a pose if the pack has a network of 68 landmarks in space, as antelopev2 and buffalo_l do.
+        """
         return [self._faces(image) if min(image.shape[:2]) >= SMALLEST else [] for image in images]
 
     def _faces(self, image: Image) -> list[Face]:
@@ -81,6 +92,14 @@ class InsightFace:
         return found
 
 
+def _networks(pack: Path) -> Path:
+    """The folder of a pack's ONNX files: antelopev2's archive holds another folder of its name."""
+    for folder in (pack, pack / pack.name):
+        if any(folder.glob("*.onnx")):
+            return folder
+    raise MissingWeightsError(f"insightface: {pack} holds no .onnx file")
+
+
 def _face(raw: Any, shape: tuple[int, ...], border: int) -> Face | None:
     """A face in the coordinates of an image that had a border around it; none if it lies outside."""
     height, width = shape[:2]
@@ -96,4 +115,5 @@ def _face(raw: Any, shape: tuple[int, ...], border: int) -> Face | None:
         score=float(np.clip(raw.det_score, 0.0, 1.0)),
         landmarks=np.asarray(raw.kps, np.float32) - border,
         embedding=embedding / np.float32(length),
+        pose=None if raw.pose is None else (float(raw.pose[0]), float(raw.pose[1]), float(raw.pose[2])),
     )
