@@ -191,11 +191,14 @@ def _as_stream(step: Step, units: Sequence[Unit]) -> Iterator[UnitResult]:
 def _pool(step: Step, index: int, operator: OperatorConfig, units: int) -> dict[str, Any]:
     from ray.data import ActorPoolStrategy
 
-    most = min(units, operator.workers or _fitting(step.runtime.operators, operator))
+    operators = step.runtime.operators
+    most = min(units, operator.workers or _fitting(operators, operator))
     return {
         "fn_constructor_args": (type(step), step.config, step.workspace, index),
-        "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
-        "batch_size": None,
+        # Alone, a pool may as well start whole. Several grow from one worker each, as their work piles up: what each
+        # costs is not known before, and pools that start whole leave nothing to those that start later.
+        "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=most if len(operators) == 1 else 1),
+        "batch_size": 1,  # A block is one row: a unit. Ray Data wants a number wherever there are GPUs.
         "batch_format": "pyarrow",
         "num_cpus": operator.cpus,
         "num_gpus": operator.gpus or None,

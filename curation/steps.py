@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
@@ -61,6 +61,8 @@ class Step(ABC):
     name: ClassVar[str]
     outputs: ClassVar[tuple[type[Record], ...]] = ()
     """Tables that the step writes, in the order of committing. The last is the ledger: a row there means done."""
+    models: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Per stage, the tasks whose models it loads."""
 
     def __init__(self, config: Config, workspace: Workspace) -> None:
         self.config = config
@@ -103,6 +105,10 @@ class Step(ABC):
 
     def finish(self) -> None:  # noqa: B027 - as above
         """What is left to do once every item is through."""
+
+    def loaded(self, stage: str) -> list[Any]:
+        """Load the models of a stage; nothing for a task without one."""
+        return [self.model(task) for task in self.models[stage]]
 
     def model(self, task: str) -> Any:
         """Load the configured backend of a task; nothing if none is configured."""
@@ -180,6 +186,7 @@ class Split(Step):
 
     name = "split"
     outputs = (Clip,)
+    models: ClassVar = {"split": ("shots",)}
 
     @property
     def is_light(self) -> bool:
@@ -226,6 +233,13 @@ class Annotate(Step):
 
     name = "annotate"
     outputs = (Subject, Score, Annotation)
+    models: ClassVar = {
+        "score": ("text", "aesthetic", "safety"),
+        "caption": ("captioner",),
+        "ground": ("detector",),
+        "segment": ("segmenter",),
+        "describe": ("embedder", "faces", "image_text"),
+    }
 
     @property
     def is_light(self) -> bool:
@@ -308,17 +322,15 @@ class Annotate(Step):
             case "look":
                 return LookStage(annotate.look)
             case "score":
-                judges = self.model("text"), self.model("aesthetic"), self.model("safety")
-                return CheapStage(ScoreStage(annotate.score, *judges, self.score_fingerprint), self.passes)
+                return CheapStage(ScoreStage(annotate.score, *self.loaded(name), self.score_fingerprint), self.passes)
             case "caption":
-                return WordStage(self.model("captioner"))
+                return WordStage(*self.loaded(name))
             case "ground":
-                return GroundStage(self.model("detector"))
+                return GroundStage(*self.loaded(name))
             case "segment":
-                return SegmentStage(self.model("segmenter"))
+                return SegmentStage(*self.loaded(name))
             case "describe":
-                models = self.model("embedder"), self.model("faces"), self.model("image_text")
-                return SubjectStage(DescribeStage(annotate.describe, *models))
+                return SubjectStage(DescribeStage(annotate.describe, *self.loaded(name)))
         raise ValueError(f"annotate has no stage {name!r}")
 
     def rows(self, value: ClipWork) -> list[Record]:
@@ -332,6 +344,7 @@ class References(Step):
 
     name = "references"
     outputs = (Reference,)
+    models: ClassVar = {"synthesise": ("inpainter", "editor", "embedder", "faces")}
 
     @property
     def is_light(self) -> bool:

@@ -67,7 +67,8 @@ class TestErrors:
             ("models.detector=yolox", "models.detector", "`backend: name`"),
             ("models.detector={}", "models.detector", "known: "),
             ("models.detector.backend=skynet", "models.detector.backend", "no backend 'skynet'; known: "),
-            ("models.captioner.backend=skynet", "models.captioner.backend", "none yet"),
+            ("references.moved.count=1", "references.moved.count", "models.editor"),
+            ("models.inpainter=null", "references.inpainted.count", "models.inpainter"),
             ("models.shots.colour=red", "models.shots.colour", ""),
             ("runtime.encode.unit_items=0", "runtime.encode.unit_items", "greater than or equal to 1"),
             ("runtime.encode.operators=[{stages: [decode]}]", "runtime", "['encode']"),
@@ -167,7 +168,7 @@ class TestOverrides:
         assert changed.encode == plain.encode
 
     def test_of_operators_keep_the_steps_own_units(self) -> None:
-        operators = "[{stages: [look, score], cpus: 0.5}, {stages: [ground, segment, describe], gpus: 1, batch: 8}]"
+        operators = "[{stages: [look, score], cpus: 0.5}, {stages: [caption, ground, segment, describe], gpus: 1, batch: 8}]"
         runtime = load_config(None, [f"runtime.annotate.operators={operators}"]).runtime
         assert [operator.cpus for operator in runtime.annotate.operators] == [0.5, 1]
         assert runtime.annotate.unit_seconds == load_config().runtime.annotate.unit_seconds
@@ -239,6 +240,8 @@ def changed(value: Any) -> list[Any]:
             return [value + 1, value + 2, value / 2, value * 1.5, value - 1]
         case str():
             return ["stride", "pad", "fast", "another"]
+        case tuple():
+            return ["[another]"]
     return []
 
 
@@ -248,6 +251,7 @@ STEP_OF = {
     "annotate.score.": {"score"},
     "annotate.describe.": {"annotate"},
     "references.inpainted.prompt": {"inpainted"},
+    "references.moved.prompts": {"moved"},
     "pack.width": {"encode"},
     "pack.height": {"encode"},
     "pack.fit": {"encode"},
@@ -272,6 +276,7 @@ class TestFingerprints:
                 "annotate": annotate.fingerprint,
                 "copied": references.fingerprints["original"],
                 "inpainted": references.fingerprints["inpainted"],
+                "moved": references.fingerprints["moved"],
                 "encode": Encode(config, workspace).fingerprint,
             }
 
@@ -312,7 +317,7 @@ class TestFingerprints:
             ("text", {"score"}),
             ("detector", {"annotate"}),
             ("segmenter", {"annotate"}),
-            ("embedder", {"annotate", "inpainted"}),
+            ("embedder", {"annotate", "inpainted", "moved"}),
             ("inpainter", {"inpainted"}),
         ],
     )

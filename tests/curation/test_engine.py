@@ -370,7 +370,7 @@ def test_shards_do_not_depend_on_order_units_batches_or_rounds(
     finished, empty, configure, videos, curate, shard_files, all_rows
 ) -> None:
     step = {"unit_items": 1, "unit_seconds": 1}
-    first, second = {"stages": ["look", "score", "ground"], "batch": 3}, {"stages": ["segment", "describe"]}
+    first, second = {"stages": ["look", "score", "caption", "ground"], "batch": 3}, {"stages": ["segment", "describe"]}
     annotate = {"operators": [first, second], "unit_items": 3, "unit_seconds": 1000}
     other = configure(
         {
@@ -534,7 +534,7 @@ ONE_BY_ONE = {
         for step, stages in {
             "ingest": ["ingest"],
             "split": ["split"],
-            "annotate": ["look", "score", "ground", "segment", "describe"],
+            "annotate": ["look", "score", "caption", "ground", "segment", "describe"],
             "references": ["synthesise"],
             "encode": ["encode"],
         }.items()

@@ -160,7 +160,7 @@ def test_stages_in_several_operators_make_the_same_rows(
     videos: Path, undisturbed: Workspace, tmp_path: Path, ray_executor: Any
 ) -> None:
     operators = (
-        "[{stages: [look, score], cpus: 0.5, workers: 1}, {stages: [ground, segment], cpus: 0.5, batch: 3, workers: 1},"
+        "[{stages: [look, score], cpus: 0.5, workers: 1}, {stages: [caption, ground, segment], cpus: 0.5, batch: 3, workers: 1},"
         " {stages: [describe], cpus: 0.5, workers: 1}]"
     )
     workspace = Workspace.open(tmp_path, create=True)
