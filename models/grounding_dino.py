@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from models.open_vocabulary import OpenVocabularyConfig, corners, detections, distinct
-from models.pretrained import load_network, load_processor
+from models.pretrained import UnusableWeightsError, load_network, load_processor
 from models.protocols import Detection, Image, Keyframe, Vector
 from models.torch_device import placed
 
@@ -62,6 +62,11 @@ class GroundingDino:
         self._tokenizer = load_processor(AutoTokenizer, folder, config)
         options = self._network.config
         self._longest = min(options.max_text_len, options.text_config.max_position_embeddings)
+        self._stop = self._tokenizer.convert_tokens_to_ids(".")
+        # Without its files, transformers makes a tokenizer that knows no word.
+        marks = {self._tokenizer.cls_token_id, self._tokenizer.sep_token_id, self._stop}
+        if not marks <= set(self._network.model.special_tokens.tolist()):
+            raise UnusableWeightsError(f"{config.backend}: {folder} holds no tokenizer of the network; fetch it again")
 
     def detect(
         self, clips: Sequence[Sequence[Keyframe]], words: Sequence[Sequence[str]]
@@ -98,7 +103,6 @@ class GroundingDino:
 
     def prompts(self, words: Sequence[str]) -> list[Prompt]:
         """The passes that ask for all words, each within the text encoder's limit; for the default words if empty."""
-        stop = self._tokenizer.convert_tokens_to_ids(".")
         room = self._longest - 2
         passes: list[list[tuple[str, list[int]]]] = []
         used = room
@@ -108,7 +112,7 @@ class GroundingDino:
             if used + len(tokens) + 1 > room:
                 passes.append([])
                 used = 0
-            passes[-1].append((word, [*tokens, stop]))
+            passes[-1].append((word, [*tokens, self._stop]))
             used += len(tokens) + 1
         return [self._prompt(asked) for asked in passes]
 

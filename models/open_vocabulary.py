@@ -41,7 +41,8 @@ def detections(words: Sequence[str], best: npt.NDArray[np.intp], scores: Vector,
 def corners(centred: Vector, width: float, height: float) -> Vector:
     """Boxes ``(x, y, width, height)`` in [0, 1] about their centres as ``(x0, y0, x1, y1)`` in pixels, ``(n, 4)``."""
     centres, halves = centred[:, :2], centred[:, 2:] / 2
-    boxes: Vector = np.concatenate([centres - halves, centres + halves], axis=1) * np.float32([width, height] * 2)
+    scale = np.array([width, height, width, height], np.float32)
+    boxes: Vector = np.concatenate([centres - halves, centres + halves], axis=1) * scale
     return boxes
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from models.open_vocabulary import OpenVocabularyConfig, corners, detections, distinct
-from models.pretrained import load_network, load_processor
+from models.pretrained import UnusableWeightsError, load_network, load_processor
 from models.protocols import Detection, Image, Keyframe, Vector
 from models.torch_device import placed
 
@@ -43,7 +43,12 @@ class Owlv2:
         )
         self._processor = load_processor(Owlv2ImageProcessor, folder, config)
         self._tokenizer = load_processor(AutoTokenizer, folder, config)
-        self._longest = self._network.config.text_config.max_position_embeddings
+        options = self._network.config.text_config
+        self._longest = options.max_position_embeddings
+        # The network takes the highest token for the end of a text. Without its files, transformers makes a tokenizer
+        # that knows no word.
+        if self._tokenizer.eos_token_id != options.vocab_size - 1:
+            raise UnusableWeightsError(f"{config.backend}: {folder} holds no tokenizer of the network; fetch it again")
 
     def detect(
         self, clips: Sequence[Sequence[Keyframe]], words: Sequence[Sequence[str]]
