@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -96,6 +97,8 @@ class Sam3:
         network.new_det_thresh = config.min_score
         network.score_threshold_detection = min(network.score_threshold_detection, config.min_score)
         network.max_num_objects = config.max_objects
+        # It would warn in every keyframe that has more.
+        logging.getLogger(type(network).__module__).setLevel(logging.ERROR)
         # It takes back what the words no longer find, counted in frames of a video; keyframes lie far apart. (And the
         # masks of a frame in which it does so belong to the wrong subjects.)
         network.hotstart_delay = 0
