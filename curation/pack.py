@@ -41,6 +41,7 @@ from curation.steps import (
 )
 from curation.vectors import compared_subjects
 from curation.workspace import Workspace
+from models.stored import provenance
 from stages.pair import same_individuals
 from stages.records import Annotation, Clip, Encoding, Record, Reference, Score, Source, Subject
 from stages.sample import Sample, SamplePlan, make_sample, plan_samples, split_by_identity, told_of_source
@@ -93,6 +94,11 @@ class Pack(Step):
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint("pack", REVISION["pack"], self.config.pack)
+
+    @cached_property
+    def made_with(self) -> list[dict[str, Any]]:
+        """The models behind the samples, with the licences of their weights."""
+        return provenance(self.config.models.chosen(), self.config.models.root)
 
     @cached_property
     def shards(self) -> list[ShardSpec]:
@@ -221,7 +227,7 @@ class Pack(Step):
                 yield ShardSpec(
                     name=f"{split}-{number:06d}",
                     split=split,
-                    fingerprint=fingerprint(REVISION["pack"], content),
+                    fingerprint=fingerprint(REVISION["pack"], content, self.made_with),
                     samples=chosen,
                     rows=rows,
                 )
@@ -262,7 +268,9 @@ class Pack(Step):
             )
             pictures = {name: row.pop("image") for name, row in references.items()}
             clip, source = clips[plan.key], sources[plan.source_id]
-            sample = make_sample(plan, clip, source, scores[plan.key], annotations[plan.key], subjects, references)
+            sample = make_sample(
+                plan, clip, source, scores[plan.key], annotations[plan.key], subjects, references, self.made_with
+            )
             yield sample, Encoding.from_row(encodings[plan.key]), pictures
 
 

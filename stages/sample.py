@@ -81,6 +81,7 @@ def make_sample(
     annotation: Row,
     subjects: Mapping[str, Row],
     references: Mapping[str, Row],
+    models: Sequence[Row],
 ) -> Sample:
     """Name a sample's pictures and write its JSON.
 
@@ -92,6 +93,7 @@ def make_sample(
         annotation: row of ``annotations``.
         subjects: rows of ``subjects`` by id, without ``crops``.
         references: rows of ``references`` by id, without ``image``.
+        models: what the rows were made with, and under which licences.
     """
     named = [
         _named_pictures(number, [references[reference_id] for reference_id in ids])
@@ -101,6 +103,7 @@ def make_sample(
         "clip": _without(clip, "fingerprint", "dropped", "span_id"),
         "source": told_of_source(source),
         "scores": _without(score, "clip_id", "fingerprint"),
+        "models": list(models),
         "caption": {"text": annotation["caption"], "from": annotation["caption_source"], "words": annotation["words"]},
         "subjects": [
             {

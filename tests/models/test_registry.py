@@ -108,7 +108,7 @@ def test_an_unknown_backend_is_named_beside_those_that_there_are() -> None:
 
 def test_an_unknown_task_is_named() -> None:
     for ask in (lambda: backend_class("colouriser", "any"), lambda: backend_config("colouriser", {})):
-        with pytest.raises(ValueError, match=r"models\.colouriser: no such task; known: captioner, .*text"):
+        with pytest.raises(ValueError, match=r"models\.colouriser: no such task; known: aesthetic, .*text"):
             ask()
 
 

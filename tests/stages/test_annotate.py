@@ -201,7 +201,8 @@ class Follower:
     def track(
         self, clips: Sequence[Sequence[Keyframe]], detections: Sequence[Sequence[Sequence[Detection]]]
     ) -> list[list[list[tuple[Detection, Segmentation]]]]:
-        return [[self._found(keyframe, frames) for keyframe in clip] for clip, frames in zip(clips, detections, strict=True)]
+        both = zip(clips, detections, strict=True)
+        return [[self._found(keyframe, frames) for keyframe in clip] for clip, frames in both]
 
     def _found(self, keyframe: Keyframe, frames: Sequence[Sequence[Detection]]) -> list[tuple[Detection, Segmentation]]:
         seed = next((found for frame in frames for found in frame), None)

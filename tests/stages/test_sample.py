@@ -16,6 +16,15 @@ from stages.sample import KIND_ORDER, Sample, make_sample, plan_samples, split_b
 Row = dict[str, Any]
 
 
+MODELS = [
+    {
+        "task": "editor",
+        "backend": "paint",
+        "weights": [{"repository": "a/b", "revision": None, "licence": "non-commercial", "commercial": False}],
+    }
+]
+
+
 def clip(name: str = "c0", **changes: Any) -> tuple[Row, Row, Row, Row]:
     """Rows of a clip, its source, its scores and its annotation."""
     clip_row = {
@@ -95,7 +104,7 @@ def samples_of(
     sources = {name: source["source_id"] for name, (_, source, *_) in rows.items()}
     plans = plan_samples(sources, subjects, references, most)
     assert all(plan.source_id == sources[plan.key] for plan in plans)
-    return [make_sample(plan, *rows[plan.key], by_id, pictures) for plan in plans]
+    return [make_sample(plan, *rows[plan.key], by_id, pictures, MODELS) for plan in plans]
 
 
 def names(sample: Sample) -> list[tuple[str, str]]:
@@ -128,6 +137,11 @@ def test_names_fall_apart_at_the_first_dot_as_readers_of_shards_do_it() -> None:
     for picture in sample.pictures:
         assert re.fullmatch(r"\d+\.[a-z_]+\.\d+\.png", picture.name)
         assert f"{sample.key}.{picture.name}".split(".", 1) == [sample.key, picture.name]
+
+
+def test_a_sample_says_which_models_made_it_and_under_which_licences() -> None:
+    (sample,) = samples_of([clip()], [subject()], [reference("r")], 6)
+    assert json.loads(sample.metadata)["models"] == MODELS
 
 
 def test_every_kind_can_be_named() -> None:
@@ -191,7 +205,7 @@ def strict(text: str) -> Any:
 
 def test_the_json_tells_where_everything_is_from() -> None:
     told = strict(sample_of().metadata)
-    assert set(told) == {"clip", "source", "scores", "caption", "subjects"}
+    assert set(told) == {"clip", "source", "scores", "caption", "subjects", "models"}
     assert told["clip"]["start_frame"] == 0
     assert told["source"] == {
         "uri": "videos/ü.mp4",
