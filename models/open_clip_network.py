@@ -42,11 +42,13 @@ class OpenClipNetwork:
         self._device, self._dtype = placed(config)
         self._settings = _settings(folder)
         import open_clip
+        from safetensors import SafetensorError
 
         try:
             with _silence():
                 network, self._transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        # It asserts that widths fit.
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AssertionError, SafetensorError) as error:
             raise self._unusable("loads as no network of open_clip", error) from error
         self._network: Any = network.eval().requires_grad_(False).to(self._device, self._dtype)
         self.mean_colour: tuple[float, ...] = tuple(255 * value for value in network.visual.preprocess_cfg["mean"])

@@ -27,6 +27,7 @@ def load_network(network: Any, folder: Path, config: TorchConfig, **options: Any
         UnusableWeightsError: if the folder holds something else, or lacks tensors of the network, which
             transformers would leave random.
     """
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     device, dtype = placed(config)
@@ -35,9 +36,16 @@ def load_network(network: Any, folder: Path, config: TorchConfig, **options: Any
     logging.set_verbosity_error()
     try:
         loaded, info = network.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True, **options
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
+            # They are refused by name below.
+            ignore_mismatched_sizes=True,
+            **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UnusableWeightsError(
             f"{config.backend}: {folder} does not load as {network.__name__}: {error}; fetch it again"
         ) from error
