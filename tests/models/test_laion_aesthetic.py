@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image as Pictures
 from safetensors.torch import load_file, save_file
+from tiny_clip import write_head, write_rated_clip
 
 from models.laion_aesthetic import LaionAesthetic
 from models.pretrained import UnusableWeightsError
@@ -21,40 +21,11 @@ SIDE = 32
 CONFIG = LaionAesthetic.Config(batch=2)
 
 
-def write_head(file: Path, length: int) -> torch.nn.Sequential:
-    sizes = (length, 16, 12, 8, 4, 1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        layers = [torch.nn.Linear(into, out) for into, out in pairwise(sizes)]
-    layers[-1].weight.data *= 100  # So that scores differ by more than rounding.
-    state = {
-        f"layers.{place}.{name}": values
-        for place, layer in zip((0, 2, 4, 6, 7), layers, strict=True)
-        for name, values in layer.state_dict().items()
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, file)
-    return torch.nn.Sequential(*layers)
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole CLIP, as published, and a head."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
     root = tmp_path_factory.mktemp("weights")
-    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    config = CLIPConfig(
-        text_config={**tower, **ends, "vocab_size": 50, "projection_dim": LENGTH},
-        vision_config={**tower, "image_size": SIDE, "patch_size": 8, "projection_dim": LENGTH},
-        projection_dim=LENGTH,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        CLIPModel(config).save_pretrained(root / CONFIG.clip)
-    size = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
-    CLIPImageProcessor(**size).save_pretrained(root / CONFIG.clip)
+    write_rated_clip(root / CONFIG.clip, LENGTH, SIDE)
     write_head(root / CONFIG.head, LENGTH)
     return root
 

@@ -15,14 +15,17 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from rich.console import Console
+from tiny_clip import CLIP, write_clip, write_head, write_rated_clip
 
 from models import registry
+from models.laion_aesthetic import LaionAesthetic
 from models.protocols import Image
 from models.registry import BackendConfig
 from stages.config import ConfigError, change
 from stages.media import read_keyframes
 from stages.picture import encode_png
 from training.evaluation.evaluate import EvaluateConfig, evaluate
+from training.evaluation.items import list_items, show
 from training.evaluation.report import MetricInfo, Report, VideoResult
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -218,6 +221,49 @@ def test_missing_and_damaged_weights_skip_what_needs_them(tmp_path: Path) -> Non
     assert "does not exist" in skipped["facesim"]
     assert "cannot be loaded" in skipped["subj_s"]
     assert set(report.means) == {"motion"}
+
+
+def test_image_text_similarity_and_aesthetic_score_come_from_the_registry_s_networks(tmp_path: Path) -> None:
+    """Tiny ones of random weights: what is shown is that frames and prompt reach them, and their scores the report."""
+    weights = tmp_path / "weights"
+    write_clip(weights / "tiny/clip", CLIP)
+    write_rated_clip(weights / "tiny/rated", length=24, side=32)
+    write_head(weights / "tiny/head.pth", length=24)
+    random = np.random.default_rng(0)
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(4):
+            image = random.integers(0, 256, (3, 4, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    (tmp_path / "list.jsonl").write_text(json.dumps({"video": "a.mp4", "prompt": "A cat runs."}))
+    chosen = [
+        f"models.root={weights}",
+        "models.image_text={backend: open_clip, model: tiny/clip, device: cpu}",
+        "models.aesthetic={backend: laion_aesthetic, clip: tiny/rated, head: tiny/head.pth, device: cpu}",
+    ]
+    config = change(CLASSICAL, chosen)
+
+    report = evaluate(tmp_path / "list.jsonl", None, config)
+
+    assert {metric.name: metric.skipped for metric in report.metrics}["aesthetic"] is None
+    frames = show(list_items(tmp_path / "list.jsonl", None)[0], config.frames, config.max_side).images
+    assert len(frames) == 4
+    assert config.models.image_text is not None
+    assert config.models.aesthetic is not None
+    scorer = registry.build("image_text", config.models.image_text, weights)
+    rater = registry.build("aesthetic", config.models.aesthetic, weights)
+    values = report.videos[0].values
+    assert values["image_text"] == pytest.approx(np.mean(scorer.similarity(frames, ["A cat runs."] * 4)), abs=1e-4)
+    assert values["aesthetic"] == pytest.approx(np.mean(rater.aesthetic(frames)), abs=1e-3)
+    assert json.loads(report.to_json())["config"]["models"]["aesthetic"]["head"] == "tiny/head.pth"
+
+
+def test_the_aesthetic_score_is_chosen_by_name_and_its_options() -> None:
+    assert change(EvaluateConfig(), ["models.aesthetic.batch=3"]).models.aesthetic == LaionAesthetic.Config(batch=3)
+    with pytest.raises(ConfigError, match="no backend 'eyes'"):
+        change(EvaluateConfig(), ["models.aesthetic={backend: eyes}"])
 
 
 def test_configs_that_make_no_sense_are_refused() -> None:

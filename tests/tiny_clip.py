@@ -1,6 +1,7 @@
-"""Networks of open_clip with random weights, in the layout of the model hub."""
+"""CLIP and its kin with random weights, laid out on disk as published."""
 
 import json
+from itertools import pairwise
 
 import torch
 
@@ -89,3 +90,38 @@ def write_tokenizer(folder):
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>"
     ).save_pretrained(folder)
+
+
+def write_rated_clip(folder, length, side):
+    """A whole CLIP of transformers, of which the aesthetic score takes the image tower."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = CLIPConfig(
+        text_config={**tower, **ends, "vocab_size": 50, "projection_dim": length},
+        vision_config={**tower, "image_size": side, "patch_size": 8, "projection_dim": length},
+        projection_dim=length,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        CLIPModel(config).save_pretrained(folder)
+    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    CLIPImageProcessor(**size).save_pretrained(folder)
+
+
+def write_head(file, length):
+    """The aesthetic score's head."""
+    sizes = (length, 16, 12, 8, 4, 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        layers = [torch.nn.Linear(into, out) for into, out in pairwise(sizes)]
+    layers[-1].weight.data *= 100  # So that scores differ by more than rounding.
+    state = {
+        f"layers.{place}.{name}": values
+        for place, layer in zip((0, 2, 4, 6, 7), layers, strict=True)
+        for name, values in layer.state_dict().items()
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, file)
+    return torch.nn.Sequential(*layers)
