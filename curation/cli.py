@@ -14,6 +14,8 @@ from pathlib import Path
 from models.errors import UserError
 
 DONE, TOO_MANY_FAILURES, BAD_USAGE = 0, 1, 2
+NOT_WHOLE = 1
+"""Weights are missing or changed, could not be fetched, or a backend does not work."""
 OVERRIDE = re.compile(r"^[a-z_]+(\.[a-z_0-9]+)*=")
 
 
@@ -167,6 +169,30 @@ def _demo(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _models(options: argparse.Namespace) -> int:
+    import os
+
+    from rich.console import Console
+
+    from curation.config import load_config
+    from curation.weights import check_backends, fetch_weights, show_weights
+
+    for name, where in (("lock", ("fetch",)), ("verify", ("list", "fetch"))):
+        if getattr(options, name) and options.action not in where:
+            raise UsageError(f"--{name} goes with `s2v models {'` or `s2v models '.join(where)}`")
+    config = load_config(options.config, options.overrides).models
+    # In a log, lines that are not broken can be searched.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    if options.action == "list":
+        whole = show_weights(config, console, rehash=options.verify)
+    elif options.action == "fetch":
+        endpoint = os.environ.get("HF_ENDPOINT")
+        whole = fetch_weights(config, console, lock=options.lock, rehash=options.verify, endpoint=endpoint)
+    else:
+        whole = check_backends(config, console)
+    return DONE if whole else NOT_WHOLE
+
+
 def _split_overrides(values: Sequence[str]) -> tuple[list[str], list[str]]:
     """``--input a b split.max_s=6`` takes all three words: tell overrides from inputs."""
     late = [value for value in values if OVERRIDE.match(value) and not Path(value).exists()]
@@ -276,6 +302,22 @@ def add_commands(add: Add) -> None:
     sheet.add_argument("--rejected", metavar="REASON", help="draw what was dropped for this reason instead")
     sheet.add_argument("--most", type=int, default=24, metavar="N", help="rows at most")
     add_workspace(sheet)
+    models = add(
+        "models",
+        _models,
+        "List the weights of a config, fetch them from the model hub, or check that each backend works with them.",
+        "s2v models list --config configs/cpu.yaml models.root=weights",
+    )
+    models.add_argument(
+        "action",
+        choices=["list", "fetch", "check"],
+        help="list: what is there, and its licence; fetch: what is not there; check: load and call each backend",
+    )
+    models.add_argument(
+        "--lock", type=Path, metavar="FILE", help="fetch exactly what this file names, and add what it does not name"
+    )
+    models.add_argument("--verify", action="store_true", help="read the files again and compare them with their sums")
+    add_config(models)
     demo = add(
         "demo", _demo, "Build the demo videos from photographs that ship with scikit-image.", "s2v demo demo-videos"
     )

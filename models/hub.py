@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from models.catalogue import COMMIT, place, repository_entry
 from models.errors import UserError
 from models.registry import RECORD, Repository
-from models.stored import Record, StoredFile, faults, fits, read_records, replace_text, sha256_of, write_record
+from models.stored import Record, StoredFile, faults, fits, read_records, replace_text, sha256_of, unmet, write_record
 
 FETCHING = ".fetching"
 """Folder under ``models.root`` for what is under way."""
@@ -238,10 +238,9 @@ def _list(repository: Repository, revision: str, endpoint: str | None) -> _Listi
         for sibling in info.siblings or []
         if fits(sibling.rfilename, repository.files) and sibling.rfilename != RECORD
     )
-    lacking = [pattern for pattern in repository.files if not any(fits(file.path, [pattern]) for file in files)]
-    plain = [pattern for pattern in lacking if not any(character in pattern for character in "*?[")]
-    if not files or plain:
-        wanted = ", ".join(plain or repository.files)
+    lacking = unmet(repository.files, [file.path for file in files])
+    if not files or lacking:
+        wanted = ", ".join(lacking or repository.files)
         raise HubError(f"{repository.name} at {commit[:8]} holds no {wanted}: is it the model that the backend reads?")
     if unchecked := [file.path for file in files if file.sha256 is None and file.blob is None]:
         raise HubError(f"{repository.name}: the hub gives no checksum of {unchecked[0]}")
@@ -419,7 +418,6 @@ def _alone(staging: Path, repository: Repository) -> Iterator[None]:
 @contextmanager
 def _explained(repository: Repository, folder: Path, revision: str) -> Iterator[None]:
     """Turns what the hub's client raises into what the user can do about it."""
-    import httpx2
     from huggingface_hub import errors, get_token
 
     name, page = repository.name, f"https://huggingface.co/{repository.name}"
@@ -444,7 +442,7 @@ def _explained(repository: Repository, folder: Path, revision: str) -> Iterator[
         raise HubError(f"{name}: HF_HUB_OFFLINE is set. Unset it, {by_hand}") from error
     except errors.HfHubHTTPError as error:
         raise HubError(f"{name}: {_http_reason(error, page)}; {by_hand}") from error
-    except (httpx2.HTTPError, errors.LocalEntryNotFoundError) as error:
+    except (errors.HTTPError, errors.LocalEntryNotFoundError) as error:
         raise HubError(
             f"{name}: the hub cannot be reached ({_first_line(error)}). Look at the network, {by_hand}"
         ) from error

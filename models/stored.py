@@ -22,6 +22,8 @@ from models.catalogue import COMMIT, UNKNOWN, Terms, own_files, place, repositor
 from models.errors import UserError
 from models.registry import RECORD, BackendConfig, Repository
 
+WEIGHTS = (".safetensors", ".onnx", ".pth", ".pt", ".bin")
+"""Endings of files of weights."""
 SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -70,7 +72,7 @@ class Standing(BaseModel):
 
     state: State
     detail: str = ""
-    """Which file is missing or changed, or what cannot be told."""
+    """Which file or pattern inside the folder is missing or changed, or what cannot be told."""
     size: int = 0
     """Bytes on disk."""
 
@@ -112,6 +114,16 @@ def fits(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
+def unmet(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
+    """Patterns that must fit some path and fit none: names of single files, and patterns of weights.
+
+    Of the others a repository may have none, such as a chat template.
+    """
+    paths = list(paths)
+    needed = [pattern for pattern in patterns if not any(map(pattern.count, "*?[")) or pattern.endswith(WEIGHTS)]
+    return [pattern for pattern in needed if not any(fits(path, [pattern]) for path in paths)]
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file in hexadecimal."""
     with path.open("rb") as handle:
@@ -133,16 +145,18 @@ def standing(repository: Repository, config: BackendConfig, root: Path, *, rehas
         record = None
     there = _there(folder, repository.files, record)
     size = sum((folder / path).stat().st_size for path in there)
-    absent = [path for path in config.weights(root) if path.is_relative_to(folder) and not path.exists()]
-    absent += [folder / path for path in repository.files if not _is_pattern(path) and path not in there]
-    if absent or not there:
-        return Standing(state=State.MISSING, detail=str(absent[0]) if absent else "", size=size)
+    if not there:
+        return Standing(state=State.MISSING)
+    absent = unmet(repository.files, there)
+    absent += [str(path.relative_to(folder)) for path in _inside(config.weights(root), folder) if not path.exists()]
+    if absent:
+        return Standing(state=State.MISSING, detail=absent[0], size=size)
     if record is None:
         return Standing(state=State.UNVERIFIED, detail="no record of a fetch", size=size)
     if bad := faults(folder, record, repository.files, rehash=rehash):
         gone = [path for path in bad if not (folder / path).is_file()]
         state = State.MISSING if gone else State.CHANGED
-        return Standing(state=state, detail=str(folder / (gone or bad)[0]), size=size)
+        return Standing(state=state, detail=(gone or bad)[0], size=size)
     asked = repository.revision
     if asked is not None and COMMIT.fullmatch(asked) and asked != record.commit:
         return Standing(state=State.UNVERIFIED, detail=f"fetched at {record.commit[:8]}, not {asked[:8]}", size=size)
@@ -211,8 +225,8 @@ def _there(folder: Path, patterns: Iterable[str], record: Record | None) -> list
     return [path for path in paths if path != RECORD and fits(path, patterns)]
 
 
-def _is_pattern(path: str) -> bool:
-    return any(character in path for character in "*?[")
+def _inside(paths: Iterable[Path], folder: Path) -> list[Path]:
+    return [path for path in paths if path.is_relative_to(folder)]
 
 
 def _as_recorded(path: Path, stored: StoredFile, rehash: bool) -> bool:
