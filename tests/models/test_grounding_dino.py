@@ -332,6 +332,12 @@ def test_a_prompt_as_long_as_the_limit_is_one_pass(detector):
     assert [len(prompt.tokens) for prompt in detector.prompts([*words, "toy"])] == [LIMIT, 4]
 
 
+def test_a_word_that_needs_one_token_too_many_goes_to_the_next_pass(detector):
+    words = ["dog", "cat", "hot", "person", "horse", "fox", "red", "big", "toy", "ech", "hot dog"]
+
+    assert [len(prompt.tokens) for prompt in detector.prompts(words)] == [LIMIT - 2, 5]
+
+
 def test_all_passes_of_an_image_are_one_answer(everything, calls, mixed):
     image = mixed[0][0]
     seen = calls(everything)
