@@ -382,6 +382,7 @@ def test_one_thing_found_twice_is_one_subject(root, monkeypatch):
         output.pred_logits[:, :2] = torch.tensor([2.0, 1.0])
         output.presence_logits = torch.full_like(output.presence_logits, 9.0)
         output.pred_masks[:, :2] = left()
+        output.pred_masks[:, 1, :, LOW // 2 + 1] = 10.0
         return output
 
     monkeypatch.setattr(decoder, "forward", twice)
