@@ -94,8 +94,9 @@ def measure(label: str, videos: Sequence[Path], config: Config, folder: Path, re
     rows += [(), row("annotate", annotate)]
     for stage, tasks in (
         ("look", ()),
-        ("score", ("text",)),
-        ("ground", ("captioner", "detector")),
+        ("score", ("text", "aesthetic", "safety")),
+        ("caption", ("captioner",)),
+        ("ground", ("detector",)),
         ("segment", ("segmenter",)),
         ("describe", ("faces", "embedder", "image_text")),
     ):
