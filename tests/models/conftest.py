@@ -70,3 +70,18 @@ def blank_keyframe() -> Callable[[int, int], Keyframe]:
         return Keyframe(time=0.0, image=image, neighbour=image)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``pipelines(backend)``: a folder of weights with the tiny repositories that a backend with a pipeline reads."""
+
+    @cache
+    def root(backend: str) -> Path:
+        import tiny_pipelines
+
+        folder = tmp_path_factory.mktemp(backend)
+        getattr(tiny_pipelines, backend)(folder)
+        return folder
+
+    return root
