@@ -168,7 +168,9 @@ class TestOverrides:
         assert changed.encode == plain.encode
 
     def test_of_operators_keep_the_steps_own_units(self) -> None:
-        operators = "[{stages: [look, score], cpus: 0.5}, {stages: [caption, ground, segment, describe], gpus: 1, batch: 8}]"
+        operators = (
+            "[{stages: [look, score], cpus: 0.5}, {stages: [caption, ground, segment, describe], gpus: 1, batch: 8}]"
+        )
         runtime = load_config(None, [f"runtime.annotate.operators={operators}"]).runtime
         assert [operator.cpus for operator in runtime.annotate.operators] == [0.5, 1]
         assert runtime.annotate.unit_seconds == load_config().runtime.annotate.unit_seconds

@@ -160,7 +160,8 @@ def test_stages_in_several_operators_make_the_same_rows(
     videos: Path, undisturbed: Workspace, tmp_path: Path, ray_executor: Any
 ) -> None:
     operators = (
-        "[{stages: [look, score], cpus: 0.5, workers: 1}, {stages: [caption, ground, segment], cpus: 0.5, batch: 3, workers: 1},"
+        "[{stages: [look, score], cpus: 0.5, workers: 1},"
+        " {stages: [caption, ground, segment], cpus: 0.5, batch: 3, workers: 1},"
         " {stages: [describe], cpus: 0.5, workers: 1}]"
     )
     workspace = Workspace.open(tmp_path, create=True)
@@ -184,14 +185,29 @@ def test_asking_for_more_than_the_cluster_has_fails_before_anything_starts(
     assert Workspace.open(tmp_path / "workspace").read(Source).num_rows == 0
 
 
-def test_on_a_cluster_named_by_its_address(videos: Path, undisturbed: Workspace, tmp_path: Path) -> None:
+def test_on_a_cluster_named_by_its_address_whose_gpu_two_groups_of_stages_share(
+    videos: Path, undisturbed: Workspace, tmp_path: Path
+) -> None:
+    operators = (
+        "[{stages: [look, score, caption], cpus: 0.5, gpus: 0.25, workers: 1},"
+        " {stages: [ground, segment, describe], cpus: 0.5, gpus: 0.5, workers: 1}]"
+    )
     port = 6390 + os.getpid() % 500
     # Ray keeps sockets there, whose paths may have a hundred letters at most.
     sockets = Path(tempfile.mkdtemp(prefix="ray"))
     ray = Path(sys.executable).with_name("ray")
     head = subprocess.Popen(
         [
-            *(ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"),
+            *(
+                ray,
+                "start",
+                "--head",
+                "--block",
+                f"--port={port}",
+                "--num-cpus=2",
+                "--num-gpus=1",
+                "--include-dashboard=false",
+            ),
             *(f"--temp-dir={sockets}", "--object-store-memory=200000000", "--disable-usage-stats"),
         ],
         stdout=subprocess.DEVNULL,
@@ -200,7 +216,7 @@ def test_on_a_cluster_named_by_its_address(videos: Path, undisturbed: Workspace,
     )
     try:
         _wait_for_port(port)
-        run = _start(videos, tmp_path, RAY_ADDRESS=f"127.0.0.1:{port}")
+        run = _start(videos, tmp_path, f"runtime.annotate.operators={operators}", RAY_ADDRESS=f"127.0.0.1:{port}")
         assert run.wait(timeout=240) == 0, (tmp_path / "log").read_text()
         assert head.poll() is None, "the cluster outlives the run"
         _assert_same(Workspace.open(tmp_path / "workspace"), undisturbed)
