@@ -55,9 +55,22 @@ class UsageError(UserError):
 def _curate(options: argparse.Namespace) -> int:
     from curation.engine import STEPS
 
+    if options.dry_run:
+        return _dry_run(options)
     if not options.input:
         raise UsageError("say what to curate: s2v curate --input videos/ (or `s2v demo videos/` for something to try)")
     return _run(options, STEPS[: STEPS.index(options.until) + 1])
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from curation.config import load_config
+    from curation.dry_run import show_plan
+
+    _, late = _split_overrides(options.input or [])
+    show_plan(load_config(options.config, [*options.overrides, *late]), options.gpu_gb, Console())
+    return DONE
 
 
 def _run_step(options: argparse.Namespace) -> int:
@@ -264,6 +277,14 @@ def add_commands(add: Add) -> None:
     )
     add_run(curate)
     curate.add_argument("--until", choices=steps, default="pack", help="stop after this step")
+    curate.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check config and weights and show the plan: workers, GPU shares, memory and the order of cost",
+    )
+    curate.add_argument(
+        "--gpu-gb", type=float, default=80, metavar="GB", help="memory of a GPU that the plan is held against"
+    )
     run = add(
         "run", _run_step, "Run a single step on what the tables hold.", "s2v run references --workspace workspace"
     )

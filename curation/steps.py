@@ -62,7 +62,7 @@ class Step(ABC):
     outputs: ClassVar[tuple[type[Record], ...]] = ()
     """Tables that the step writes, in the order of committing. The last is the ledger: a row there means done."""
     models: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Per stage, the tasks whose models it loads."""
+    """Per stage, the tasks whose models it may load."""
 
     def __init__(self, config: Config, workspace: Workspace) -> None:
         self.config = config
@@ -106,9 +106,13 @@ class Step(ABC):
     def finish(self) -> None:  # noqa: B027 - as above
         """What is left to do once every item is through."""
 
+    def tasks(self, stage: str) -> tuple[str, ...]:
+        """The tasks whose models a stage loads under this config."""
+        return self.models.get(stage, ())
+
     def loaded(self, stage: str) -> list[Any]:
         """Load the models of a stage; nothing for a task without one."""
-        return [self.model(task) for task in self.models[stage]]
+        return [self.model(task) for task in self.tasks(stage)]
 
     def model(self, task: str) -> Any:
         """Load the configured backend of a task; nothing if none is configured."""
@@ -216,8 +220,11 @@ class Split(Step):
             if span.span_id not in known
         ]
 
+    def tasks(self, stage: str) -> tuple[str, ...]:
+        return super().tasks(stage) if self.config.split.by == "shots" else ()
+
     def stage(self, name: str) -> Stage:
-        detector = self.model("shots") if self.config.split.by == "shots" else None
+        detector, *_ = [*self.loaded(name), None]
         return Each(SplitStage(self.config.split, detector, self.fingerprint).run)
 
     def rows(self, value: Sequence[Clip]) -> Sequence[Record]:
@@ -400,17 +407,21 @@ class References(Step):
             for target, specs in sorted(todo.items())
         ]
 
-    def stage(self, name: str) -> Stage:
+    def tasks(self, stage: str) -> tuple[str, ...]:
         references = self.config.references
+        asked = {"inpainter": references.inpainted.count, "editor": references.moved.count}
+        return tuple(task for task in super().tasks(stage) if asked.get(task, 1))
+
+    def stage(self, name: str) -> Stage:
+        models = dict(zip(self.tasks(name), self.loaded(name), strict=True))
         painters = Painters(
-            inpainter=self.model("inpainter") if references.inpainted.count else None,
+            inpainter=models.get("inpainter"),
             inpainted_by=self._method("inpainter"),
-            editor=self.model("editor") if references.moved.count else None,
+            editor=models.get("editor"),
             moved_by=self._method("editor"),
         )
-        return ReferenceStage(
-            SynthesiseStage(references, painters, self.model("embedder"), self.model("faces")), self.workspace
-        )
+        synthesise = SynthesiseStage(self.config.references, painters, models["embedder"], models["faces"])
+        return ReferenceStage(synthesise, self.workspace)
 
     def _method(self, task: str) -> str:
         config = self.config.models.chosen().get(task)

@@ -95,5 +95,5 @@ def test_nothing_is_started_or_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert main(["curate", "--dry-run", "--config", str(CONFIG_FOLDER / "embedded.yaml")]) == DONE
     assert list(tmp_path.iterdir()) == []
     assert main(["curate", "--dry-run", "--config", str(KALEIDO), "models.root=nowhere"]) == BAD_USAGE
-    assert "does not exist" in capsys.readouterr().err
+    assert "not there under models.root" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
