@@ -127,6 +127,8 @@ def show_plan(config: Config, gpu_gb: float, console: Console) -> None:
 def _workers(planned: Sequence[Planned], gpu_gb: float) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
         title="Workers",
         title_justify="left",
         caption="GB: weights alone. On a GPU: workers that share one, and their weights together.",
@@ -164,6 +166,8 @@ def _sums(planned: Sequence[Planned]) -> Iterator[str]:
 def _costs(config: Config) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
         title="Order of cost per clip",
         title_justify="left",
         caption=f"Operations as counted (benchmarks/model_costs.py); ms are an estimate, at {GPU_TFLOPS:g} TFLOP/s.\n"
