@@ -54,7 +54,9 @@ class Sam:
         import torch
 
         with torch.inference_mode():
-            inputs = self._processor(list(images), input_data_format="channels_last", return_tensors="pt")
+            # Copies, since PyTorch takes no read-only arrays; without the format a tiny image may be read as CHW.
+            writable = [np.array(image) for image in images]
+            inputs = self._processor(writable, input_data_format="channels_last", return_tensors="pt")
             pixels = inputs["pixel_values"].to(self._device, self._dtype)
             embeddings = self._network.get_image_embeddings(pixels).float()
             return [
