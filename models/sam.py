@@ -37,7 +37,7 @@ class Sam:
         self._device, self._dtype = placed(config)
         self._processor = load_processor(SamImageProcessor, folder, config)
         self._network = load_network(SamModel, folder, config.model_copy(update={"precision": "float32"}))
-        # Half precision would move a box's corners by pixels; all but the encoder is small anyway.
+        # In bfloat16 a box's corners would be a pixel off; all but the encoder is small anyway.
         self._network.vision_encoder.to(self._dtype)
 
     def segment(

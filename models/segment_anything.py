@@ -53,7 +53,7 @@ class SegmentAnything:
         network = sam_model_registry[config.architecture]()
         _load(network, root / config.file, config)
         self._network = network.eval().requires_grad_(False).to(self._device)
-        # Half precision would move a box's corners by pixels; all but the encoder is small anyway.
+        # In bfloat16 a box's corners would be a pixel off; all but the encoder is small anyway.
         self._network.image_encoder.to(self._dtype)
         self._resize = ResizeLongestSide(network.image_encoder.img_size)
 
