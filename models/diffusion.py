@@ -58,8 +58,8 @@ class DiffusionEditor(ABC):
 
     Every picture has about ``side`` times ``side`` pixels (never more) in the aspect of its request's image, or in
     21:9 where that is wider, and sides that the pipeline can make. The subject is centred on it, undistorted, on white.
-    A picture depends on its request and the options alone: not on what else is asked for, nor on the device's random
-    numbers.
+    A picture depends on its request and the options alone, up to rounding: not on what else is asked for, nor on the
+    device's random numbers.
     """
 
     def __init__(self, config: DiffusionConfig, pipeline: Any) -> None:

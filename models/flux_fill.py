@@ -30,7 +30,8 @@ class FluxFill:
     """An inpainter that follows the prompt: it removes, extends, or gives a subject new surroundings.
 
     It works on about ``side`` times ``side`` pixels (never more), whatever the picture's size, and only the pixels
-    inside the mask are taken from what it paints. A picture depends on its request and the options alone.
+    inside the mask are taken from what it paints. A picture depends on its request and the options alone, up to
+    rounding.
     """
 
     class Config(DiffusionConfig):
@@ -48,13 +49,13 @@ class FluxFill:
 
         self.config = config
         self._pipeline = load_pipeline(FluxFillPipeline, root / config.model, config)
+        self._multiple = multiple_of(self._pipeline)
 
     def fill(self, requests: Sequence[FillRequest]) -> list[Image]:
         """One picture per request, of its size; pixels outside the mask are bit-identical to the request's."""
-        multiple = multiple_of(self._pipeline)
         filled = [request.image.copy() for request in requests]
         open_requests = [index for index, request in enumerate(requests) if request.mask.any()]
-        sizes = [working_size(requests[index].mask.shape, self.config.side, multiple) for index in open_requests]
+        sizes = [working_size(requests[index].mask.shape, self.config.side, self._multiple) for index in open_requests]
         for chosen in same_size(sizes, self.config.batch):
             size, indices = sizes[chosen[0]], [open_requests[position] for position in chosen]
             painted = self._paint([requests[index] for index in indices], size)

@@ -73,7 +73,7 @@ class Lama:
         painted = self._session.run(
             None,
             {
-                "image": _letterboxed(image / np.float32(255), inner, outer),
+                "image": _letterboxed(image.astype(np.float32) / np.float32(255), inner, outer),
                 # A pixel that holds anything of the masked ones is masked: nothing of what is to go may show.
                 "mask": np.ceil(_letterboxed(mask.astype(np.float32), inner, outer)).clip(0, 1),
             },

@@ -64,6 +64,18 @@ def loaded(pipelines):
     return load
 
 
+@pytest.fixture
+def changed(loaded, monkeypatch):
+    """``changed(name, **options)``: the backend that is loaded already, with other options for its calls."""
+
+    def change(name, **more):
+        backend = loaded(name)
+        monkeypatch.setattr(backend, "config", options(name, **more))
+        return backend
+
+    return change
+
+
 def request(name, colour="red", shape=(128, 128), prompt="a dog on a beach", seed=1):
     height, width = shape
     image = np.full((height, width, 3), 255, np.uint8)
@@ -108,18 +120,16 @@ def test_a_batch_of_mixed_sizes_equals_one_by_one(loaded, name):
     asked = [
         request(name, "red", (128, 128), "a dog", 1),
         request(name, "green", (90, 160), "a cat", 2),
-        request(name, "blue", (128, 128), "b", 3),
-        request(name, "black", (60, 60), "a horse that runs", 4),
-        request(name, "red", (90, 160), "a dog", 5),
+        request(name, "blue", (60, 60), "a horse that runs", 4),
         request(name, "blue", (128, 128), "a dog", 1),
     ]
-    backend = loaded(name, **({} if name == "qwen_image_edit" else {"batch": 3}))
+    backend = loaded(name, **({} if name == "qwen_image_edit" else {"batch": 2}))
 
     together = run(backend, asked)
     alone = [run(backend, [each])[0] for each in reversed(asked)][::-1]
 
-    assert [differ(one, other) for one, other in zip(together, alone, strict=True)] == pytest.approx([0] * 6, abs=1)
-    assert differ(alone[0], alone[5]) > 1
+    assert [differ(one, other) for one, other in zip(together, alone, strict=True)] == pytest.approx([0] * 4, abs=1)
+    assert differ(alone[0], alone[3]) > 1
 
 
 def test_pictures_of_one_size_share_a_call_of_the_pipeline(loaded, monkeypatch):
@@ -143,8 +153,8 @@ def test_qwen_image_edit_takes_one_picture_at_once():
 @pytest.mark.parametrize(
     ("shape", "size"), [((90, 70), (144, 112)), ((300, 300), (128, 128)), ((40, 400), (80, 192)), ((1, 1), (128, 128))]
 )
-def test_an_edited_picture_has_the_aspect_of_its_subject_s(loaded, name, shape, size):
-    (picture,) = loaded(name, steps=1).edit([request(name, shape=shape)])
+def test_an_edited_picture_has_the_aspect_of_its_subject_s(changed, name, shape, size):
+    (picture,) = changed(name, steps=1).edit([request(name, shape=shape)])
 
     assert picture.dtype == np.uint8
     assert picture.shape == (*size, 3)
@@ -155,30 +165,31 @@ def test_no_request_runs_nothing(loaded, name, monkeypatch):
     backend = loaded(name)
     monkeypatch.setattr(backend, "_pipeline", None)
 
-    assert run(backend, []) == [] if TASKS[name] == "editor" else True
+    assert run(backend, []) == []
 
 
 @every_backend
 def test_bfloat16_gives_about_the_same_picture(loaded, name):
     asked = [request(name)]
 
-    exact, rough = (run(loaded(name, precision=precision), asked)[0] for precision in ("float32", "bfloat16"))
+    exact, rough = (run(loaded(name, **more), asked)[0] for more in ({}, {"precision": "bfloat16"}))
 
+    assert loaded(name)._pipeline.transformer.dtype == torch.float32
     assert loaded(name, precision="bfloat16")._pipeline.transformer.dtype == torch.bfloat16
     assert rough.dtype == np.uint8
     assert 0 < np.abs(exact.astype(int) - rough.astype(int)).mean() < 25
 
 
 @every_backend
-def test_steps_matter(loaded, name):
-    few, many = (run(loaded(name, steps=steps), [request(name)])[0] for steps in (1, 2))
+def test_steps_matter(changed, name):
+    few, many = (run(changed(name, steps=steps), [request(name)])[0] for steps in (1, 2))
 
     assert differ(few, many) > 1
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "flux2_klein"])
-def test_guidance_matters(loaded, name):
-    weak, strong = (run(loaded(name, guidance=guidance), [request(name)])[0] for guidance in (1, 60))
+def test_guidance_matters(changed, name):
+    weak, strong = (run(changed(name, guidance=guidance), [request(name)])[0] for guidance in (1, 60))
 
     assert differ(weak, strong) > 1
 
@@ -201,7 +212,7 @@ def test_how_fast_it_runs_is_no_part_of_the_fingerprint(pipelines, name):
     )
 
 
-@every_backend
+@pytest.mark.parametrize("name", ["flux_fill", "flux_redux"])
 def test_offloading_is_nothing_on_a_cpu(loaded, name):
     plain, offloaded = (run(loaded(name, **more), [request(name)])[0] for more in ({}, {"offload": "model"}))
 

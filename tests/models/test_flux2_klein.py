@@ -1,3 +1,5 @@
+from functools import cache
+
 import numpy as np
 import pytest
 import tiny_pipelines
@@ -22,9 +24,13 @@ def base_network(tmp_path_factory):
     return root
 
 
+@cache
+def pipeline(root):
+    return Flux2KleinPipeline.from_pretrained(root / "black-forest-labs/FLUX.2-klein-4B")
+
+
 def from_the_pipeline(root, subjects, guidance=1.0):
-    pipeline = Flux2KleinPipeline.from_pretrained(root / "black-forest-labs/FLUX.2-klein-4B")
-    picture = pipeline(
+    picture = pipeline(root)(
         image=[Image.fromarray(subject) for subject in subjects],
         prompt="on a beach",
         height=144,
@@ -36,9 +42,14 @@ def from_the_pipeline(root, subjects, guidance=1.0):
     return np.asarray(picture).astype(int)
 
 
+@cache
+def editor(root, **options):
+    return build("editor", Flux2Klein.Config(side=128, steps=2, **options), root)
+
+
 def edited(root, subjects=(SUBJECT,), **options):
-    editor = build("editor", Flux2Klein.Config(side=128, steps=2, **options), root)
-    return [picture.astype(int) for picture in editor.edit([EditRequest(each, "on a beach", 5) for each in subjects])]
+    requests = [EditRequest(subject, "on a beach", 5) for subject in subjects]
+    return [picture.astype(int) for picture in editor(root, **options).edit(requests)]
 
 
 def test_it_paints_what_the_pipeline_paints(pipelines):

@@ -1,4 +1,6 @@
 import json
+import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -17,9 +19,13 @@ SUBJECT[30:110, 20:90] = (200, 40, 60)
 REDUX, BASE = "black-forest-labs/FLUX.1-Redux-dev", "black-forest-labs/FLUX.1-dev"
 
 
+@cache
+def editor(root, **options):
+    return build("editor", FluxRedux.Config(side=128, steps=2, **options), root)
+
+
 def edited(root, subject=SUBJECT, prompt="on a beach", **options):
-    editor = build("editor", FluxRedux.Config(side=128, steps=2, **options), root)
-    return editor.edit([EditRequest(subject, prompt, 5)])[0].astype(int)
+    return editor(root, **options).edit([EditRequest(subject, prompt, 5)])[0].astype(int)
 
 
 def test_it_paints_what_the_two_pipelines_paint(pipelines):
@@ -87,3 +93,14 @@ def test_a_redux_that_lacks_a_tensor_is_refused(pipelines, tmp_path, part):
 
     with pytest.raises(UnusableWeightsError, match=f"{part} lacks tensors"):
         build("editor", FluxRedux.Config(), tmp_path)
+
+
+def test_tensors_may_have_the_names_of_the_published_files(pipelines, tmp_path):
+    root = pipelines("flux_redux")
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    for part, prefix in [(f"{BASE}/text_encoder", "text_model."), (f"{REDUX}/image_encoder", "vision_model.")]:
+        (file,) = (tmp_path / part).glob("*.safetensors")
+        named = {f"{prefix}{name.removeprefix(prefix)}": tensor for name, tensor in load_file(file).items()}
+        save_file(named, file, {"format": "pt"})
+
+    assert np.array_equal(edited(tmp_path), edited(root))
