@@ -536,7 +536,7 @@ NETWORKS: dict[str, Callable[[], Count]] = {
     "openai/clip-vit-large-patch14": clip_large,
     "Qwen/Qwen2.5-VL-7B-Instruct": lambda: captioner(qwen2_5_vl),
     "Qwen/Qwen3-VL-8B-Instruct": lambda: captioner(qwen3_vl),
-    # What it reads is the picture's latents, the masked picture's, and 64 values of the mask for each of 64.
+    # In each place 64 values of what is painted, 64 of the masked picture, and the 16x16 pixels of the mask.
     "black-forest-labs/FLUX.1-Fill-dev": lambda: flux1(FluxFill.Config().steps, channels=64 + 64 + 256, encoded=2),
     "black-forest-labs/FLUX.1-Redux-dev": flux_redux,
     "black-forest-labs/FLUX.1-dev": lambda: flux1(FluxRedux.Config().steps, more_read=REDUX_TOKENS),
