@@ -13,8 +13,8 @@ from models.protocols import Image, Keyframe
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
-def _decode(path: Path, size: tuple[int, int] | None) -> Iterator[Image]:
-    width, height = size or (None, None)
+def _decode(path: Path, size: tuple[int, int]) -> Iterator[Image]:
+    width, height = size
     with av.open(str(path), metadata_errors="ignore") as container:
         for frame in container.decode(video=0):
             yield frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
@@ -22,10 +22,13 @@ def _decode(path: Path, size: tuple[int, int] | None) -> Iterator[Image]:
 
 @cache
 def _frame(path: Path, index: int) -> Image:
-    for position, image in enumerate(_decode(path, None)):
-        if position == index:
-            image.flags.writeable = False
-            return image
+    with av.open(str(path), metadata_errors="ignore") as container:
+        # The frames before it are not turned into RGB.
+        for position, frame in enumerate(container.decode(video=0)):
+            if position == index:
+                image: Image = frame.to_ndarray(format="rgb24")
+                image.flags.writeable = False
+                return image
     raise IndexError(f"{path.name} has no frame {index}")
 
 
