@@ -28,7 +28,7 @@ from curation.guard import Item, Stage
 from curation.runtime import RayExecutor
 from curation.steps import Annotate
 from curation.workspace import Workspace
-from stages.config import CONFIG_FOLDER
+from stages.config import CONFIG_FOLDER, change
 from stages.records import Record
 
 SECONDS = {"look": 0.05, "score": 0.05, "caption": 0.8, "ground": 0.2, "segment": 0.4, "describe": 0.2}
@@ -104,12 +104,24 @@ def main() -> None:
     parser.add_argument("--cpus", type=float, default=24, metavar="N", help="logical CPUs (default: 24)")
     parser.add_argument("--clips", type=int, default=400, metavar="N", help="clips (default: 400)")
     parser.add_argument("--unit", type=int, default=4, metavar="N", help="clips per unit (default: 4)")
+    parser.add_argument(
+        "--workers", nargs="+", default=[], metavar="STAGE=N", help="start so many; others grow from one"
+    )
     parser.add_argument("--scale", type=float, default=1, metavar="X", help="times as long as the defaults")
     options = parser.parse_args()
+    chosen = dict(pair.split("=") for pair in options.workers)
     config: Config = load_config(
         CONFIG_FOLDER / "kaleido.yaml",
         [f"runtime.annotate.unit_items={options.unit}", "runtime.annotate.unit_seconds=1e6"],
     )
+    described = [
+        {
+            **operator.model_dump(mode="json"),
+            "workers": int(count) if (count := chosen.get(operator.stages[0])) else None,
+        }
+        for operator in config.runtime.annotate.operators
+    ]
+    config = change(config, [f"runtime.annotate.operators={json.dumps(described)}"])
     operators = config.runtime.annotate.operators
     seconds = {stage: options.scale * value for stage, value in SECONDS.items()}
     show_machine()
@@ -118,7 +130,11 @@ def main() -> None:
         log.mkdir()
         Asleep.seconds, Asleep.log = seconds, log
         ray.init(
-            num_cpus=options.cpus, num_gpus=options.gpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+            num_cpus=options.cpus,
+            num_gpus=options.gpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
         )
         step = Asleep(config, Workspace.open(Path(name) / "workspace", create=True))
         items = [Item(f"{number:05d}", "clip", 1.0, number) for number in range(options.clips)]

@@ -89,7 +89,8 @@ class OperatorConfig(Section):
     gpus: float = Field(0, ge=0)
     """GPUs of one worker; fractions share a GPU."""
     workers: int | None = Field(None, ge=1)
-    """Most workers at once; null lets them grow to what the cluster has."""
+    """Workers. Where a step has one group of stages, the most at once; where it has several, those that are started
+    and stay. Null lets them grow, from one each where there are several, to what the cluster has."""
     batch: int = Field(1, ge=1)
     """Items given to a stage in one call."""
 

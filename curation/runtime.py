@@ -144,16 +144,22 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def check_resources(step: str, operators: Sequence[OperatorConfig]) -> None:
-    """Compare what one worker of each operator needs with what the cluster has.
+    """Compare what the operators need before any work can flow with what the cluster has.
+
+    That is one worker of each, or as many as `workers` says where several operators hold theirs side by side.
 
     Raises:
         NotEnoughResourcesError: with both numbers.
     """
     have = ray.cluster_resources()
     for resource, key in (("CPU", "cpus"), ("GPU", "gpus")):
-        need = sum(getattr(operator, key) for operator in operators)
+        counts = [operator.workers or 1 if len(operators) > 1 else 1 for operator in operators]
+        need = sum(count * getattr(operator, key) for count, operator in zip(counts, operators, strict=True))
         if need > have.get(resource, 0):
-            each = " + ".join(f"{getattr(operator, key):g} ({'+'.join(operator.stages)})" for operator in operators)
+            each = " + ".join(
+                f"{f'{count} x ' if count > 1 else ''}{getattr(operator, key):g} ({'+'.join(operator.stages)})"
+                for count, operator in zip(counts, operators, strict=True)
+            )
             raise NotEnoughResourcesError(
                 f"step {step} needs {need:g} {resource}s at once: {each}; the cluster has {have.get(resource, 0):g}. "
                 f"Lower runtime.{step}.operators' {key}, put stages into one operator, or use a larger cluster."
@@ -193,11 +199,14 @@ def _pool(step: Step, index: int, operator: OperatorConfig, units: int) -> dict[
 
     operators = step.runtime.operators
     most = min(units, operator.workers or _fitting(operators, operator))
+    # Alone, a pool may as well start whole. Several grow from one worker each, as their work piles up: what each costs
+    # is not known before, and pools that start whole leave nothing to those that start later. Who knows says so with
+    # `workers`: these are started, and stay.
+    least = most if operator.workers and len(operators) > 1 else 1
+    first = most if len(operators) == 1 else least
     return {
         "fn_constructor_args": (type(step), step.config, step.workspace, index),
-        # Alone, a pool may as well start whole. Several grow from one worker each, as their work piles up: what each
-        # costs is not known before, and pools that start whole leave nothing to those that start later.
-        "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=most if len(operators) == 1 else 1),
+        "compute": ActorPoolStrategy(min_size=least, max_size=most, initial_size=first),
         "batch_size": 1,  # A block is one row: a unit. Ray Data wants a number wherever there are GPUs.
         "batch_format": "pyarrow",
         "num_cpus": operator.cpus,
