@@ -45,8 +45,8 @@ train: $(VENV)/installed ## train on the shards in DATA; without CONFIG, a tiny 
 stats: $(VENV)/installed ## the funnel of WORKSPACE
 	$(BIN)/s2v stats --workspace $(WORKSPACE)
 
-test: $(VENV)/installed ## all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/installed ## all tests, two files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed ## style and types
 	$(BIN)/ruff check .

@@ -329,7 +329,7 @@ class Annotate(Step):
             case "look":
                 return LookStage(annotate.look)
             case "score":
-                return CheapStage(ScoreStage(annotate.score, *self.loaded(name), self.score_fingerprint), self.passes)
+                return CheapStage(ScoreStage(annotate.score, self.score_fingerprint, *self.loaded(name)), self.passes)
             case "caption":
                 return WordStage(*self.loaded(name))
             case "ground":

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from models.masks import box_around, overlap_of_boxes, overlap_of_masks
+from models.masks import box_iou, box_of, mask_iou
 from models.pretrained import load_network, load_processor
 from models.protocols import Box, Detection, Image, Keyframe, Segmentation
 from models.torch_device import HubConfig, placed
@@ -173,7 +173,7 @@ def follow(
             break
         if not any(_overlap(subject, index, detection) > same_iou for subject in subjects):
             seen = tuple(propagate(index, detection.box))
-            boxes = tuple(None if part is None else box_around(part.mask) for part in seen)
+            boxes = tuple(None if part is None else box_of(part.mask) for part in seen)
             subjects.append(Followed(detection, index, seen, boxes))
     return subjects
 
@@ -228,7 +228,7 @@ def _owner(subjects: Sequence[Followed], index: int, detection: Detection, same_
 
 def _overlap(subject: Followed, index: int, detection: Detection) -> float:
     box = subject.boxes[index]
-    return 0.0 if box is None or subject.seed.word != detection.word else overlap_of_boxes(box, detection.box)
+    return 0.0 if box is None or subject.seed.word != detection.word else box_iou(box, detection.box)
 
 
 def _worth(subject: Followed) -> float:
@@ -239,7 +239,7 @@ def _coincide(a: Followed, b: Followed) -> bool:
     if a.seed.word != b.seed.word:
         return False
     common = [
-        overlap_of_masks(one.mask, other.mask) > ONE_SUBJECT
+        mask_iou(one.mask, other.mask) > ONE_SUBJECT
         for one, other in zip(a.segmentations, b.segmentations, strict=True)
         if one is not None and other is not None
     ]

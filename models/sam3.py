@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from models.masks import box_around
+from models.masks import box_of
 from models.pretrained import load_network, load_processor
 from models.protocols import Detection, Image, Keyframe
 from models.torch_device import HubConfig, placed
@@ -88,7 +88,7 @@ class Sam3:
             if mask.any():
                 score = min(output.obj_id_to_score[number], output.obj_id_to_tracker_score[number])
                 word = session.prompts[session.obj_id_to_prompt_id[number]]
-                found.append(Detection(word, box_around(mask), min(max(score, 0.0), 1.0), mask.copy(), number))
+                found.append(Detection(word, box_of(mask), min(max(score, 0.0), 1.0), mask.copy(), number))
         return found
 
     def _adapt(self) -> None:

@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from models.masks import box_of
 from models.protocols import Image, Mask
-from stages.measure import box_of, luma
+from stages.measure import luma
 
 _Plane = npt.NDArray[np.uint8]
 _Floats = npt.NDArray[np.float32]

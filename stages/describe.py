@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from models.masks import box_of, mask_iou
 from models.protocols import (
     Detection,
     Face,
@@ -29,12 +30,10 @@ from stages.config import Section
 from stages.measure import (
     area,
     border_contact,
-    box_of,
     brightness,
     centred,
     encode_rle,
     fragments,
-    mask_iou,
     perceptual_hash,
     straightness,
     subject_sharpness,

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from PIL import Image as PILImage
 from pycocotools import mask as coco
 
-from models.protocols import Box, Image, Mask
+from models.masks import box_of, mask_iou
+from models.protocols import Image, Mask
 
 _Plane = npt.NDArray[np.uint8]
 _Floats = npt.NDArray[np.float32]
@@ -115,33 +116,6 @@ def perceptual_hash(image: Image) -> int:
 def area(mask: Mask) -> float:
     """Share of the frame inside the mask; [0, 1]."""
     return float(mask.mean())
-
-
-def mask_iou(a: Mask, b: Mask) -> float:
-    """Intersection over union of two masks of one shape; [0, 1], 0 where both are empty."""
-    union = int(np.count_nonzero(a | b))
-    return float(np.count_nonzero(a & b) / union) if union else 0.0
-
-
-def box_iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes; [0, 1]."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = width * height
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
-
-
-def box_of(mask: Mask) -> tuple[int, int, int, int]:
-    """Smallest box around the mask, ``(x0, y0, x1, y1)`` in pixels with exclusive ends.
-
-    Raises ``ValueError`` for an empty mask.
-    """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
-        raise ValueError("an empty mask has no box")
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def border_contact(mask: Mask) -> float:

@@ -7,8 +7,9 @@ from typing import cast
 import cv2
 import numpy as np
 
+from models.masks import box_of
 from models.protocols import Image, Mask
-from stages.measure import box_of, decode_rle
+from stages.measure import decode_rle
 from stages.records import Subject
 
 LEAST_WHITE_EDGE = 0.5
@@ -68,11 +69,11 @@ def foreground(picture: Image, *, tolerance: int = 12) -> Mask:
     A picture without a white edge is all foreground: what was to be alone on white got a scene around it.
     ``tolerance`` is how far from 255 a channel may be in white.
     """
-    white = (picture >= 255 - tolerance).all(axis=2)
+    white: Mask = np.all(picture >= 255 - tolerance, axis=2)
     framed = np.pad(white, 1, constant_values=True).astype(np.uint8)
     cv2.floodFill(framed, None, (0, 0), 2)
     background = framed[1:-1, 1:-1] == 2
-    edge = np.concatenate([white[0], white[-1], white[:, 0], white[:, -1]])
+    edge = np.concatenate([white[[0, -1]].ravel(), white[:, [0, -1]].ravel()])
     if edge.mean() < LEAST_WHITE_EDGE or background.all():
         return np.ones(white.shape, bool)
     return cast(Mask, ~background)

@@ -38,10 +38,10 @@ class ScoreStage:
     def __init__(
         self,
         config: ScoreConfig,
-        text: TextSpotter | None,
-        aesthetic: AestheticScorer | None,
-        safety: SafetyScorer | None,
         fingerprint: str,
+        text: TextSpotter | None = None,
+        aesthetic: AestheticScorer | None = None,
+        safety: SafetyScorer | None = None,
     ) -> None:
         self._config = config
         self._text = text
@@ -51,21 +51,15 @@ class ScoreStage:
 
     def run(self, views: Sequence[ClipView]) -> list[Score]:
         """One score per view, in order; each model is asked once, with the pictures of all the views."""
-        return [self._score(view, *judged) for view, *judged in zip(views, *self._judgements(views), strict=True)]
-
-    def _judgements(
-        self, views: Sequence[ClipView]
-    ) -> tuple[list[float], Sequence[float | None], Sequence[float | None]]:
-        """Text area, aesthetic score and nudity of each view."""
         shown = [self._chosen(view, self._config.judged_frames) for view in views]
-        unknown = [None for _ in views]
-        return (
-            self._text_areas(views),
-            [float(np.mean(scores)) for scores in _per_view(self._aesthetic.aesthetic, shown)]
-            if self._aesthetic
-            else unknown,
-            [max(scores) for scores in _per_view(self._safety.nudity, shown)] if self._safety else unknown,
-        )
+        liked: list[float | None] = [None for _ in views]
+        nude: list[float | None] = [None for _ in views]
+        if self._aesthetic is not None:
+            liked = [float(np.mean(scores)) for scores in _per_view(self._aesthetic.aesthetic, shown)]
+        if self._safety is not None:
+            nude = [max(scores) for scores in _per_view(self._safety.nudity, shown)]
+        judged = zip(views, self._text_areas(views), liked, nude, strict=True)
+        return [self._score(*parts) for parts in judged]
 
     def _score(self, view: ClipView, text_area: float, aesthetic: float | None, nudity: float | None) -> Score:
         images = [keyframe.image for keyframe in view.keyframes]

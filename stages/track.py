@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from models.masks import box_iou, box_of, mask_iou
 from models.protocols import Box, Detection, Mask, Segmentation, Vector
-from stages.measure import box_iou, box_of, mask_iou
 
 DUPLICATE_IOU = 0.8
 """Masks of one frame that overlap more than this are the same thing (the peers' choice for suppression)."""

@@ -215,7 +215,7 @@ def test_on_a_cluster_named_by_its_address_whose_gpu_two_groups_of_stages_share(
         start_new_session=True,
     )
     try:
-        _wait_for_port(port)
+        _wait_for_cluster(ray, port)
         run = _start(videos, tmp_path, f"runtime.annotate.operators={operators}", RAY_ADDRESS=f"127.0.0.1:{port}")
         assert run.wait(timeout=240) == 0, (tmp_path / "log").read_text()
         assert head.poll() is None, "the cluster outlives the run"
@@ -273,16 +273,16 @@ def _kill_workers(count: int, killed: list[str], stop: threading.Event) -> None:
                 break
 
 
-def _wait_for_port(port: int) -> None:
-    import socket
-
-    deadline = time.monotonic() + 60
+def _wait_for_cluster(ray: Path, port: int) -> None:
+    """Until the head knows what it has: its port answers long before."""
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                time.sleep(2)
-                return
-        time.sleep(0.2)
+        told = subprocess.run(
+            [ray, "status", f"--address=127.0.0.1:{port}"], capture_output=True, text=True, timeout=60, check=False
+        )
+        if "/2.0 CPU" in told.stdout:
+            return
+        time.sleep(0.5)
     raise TimeoutError("the Ray head did not come up")
 
 

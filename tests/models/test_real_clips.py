@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from models.insight_face import InsightFace
-from models.masks import overlap_of_boxes
+from models.masks import box_iou
 from models.protocols import Detection
 from models.registry import build
 from models.sam_onnx import SamOnnx
@@ -53,7 +53,7 @@ def faces(weights, frame):
 
 def nearest(subjects, found):
     pairs = [
-        (overlap_of_boxes(subject["box"], detection.box), s, d)
+        (box_iou(subject["box"], detection.box), s, d)
         for s, subject in enumerate(subjects)
         for d, detection in enumerate(found)
         if detection.word == subject["word"]
@@ -109,7 +109,7 @@ def test_the_clear_faces_are_found_and_no_others(faces, clip):
 
     assert len(boxes) == len(clip["faces"])
     for box, (x0, y0, x1, y1) in zip(boxes, sorted(clip["faces"]), strict=True):
-        assert overlap_of_boxes(box, (x0, y0, x1, y1)) >= SAME
+        assert box_iou(box, (x0, y0, x1, y1)) >= SAME
         assert x0 < (box[0] + box[2]) / 2 < x1
         assert y0 < (box[1] + box[3]) / 2 < y1
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from models.masks import box_around, overlap_of_masks
+from models.masks import box_of, mask_iou
 from models.pretrained import UnusableWeightsError
 from models.protocols import Detection, Keyframe, Segmentation, Segmenter, Tracker
 from models.registry import MissingWeightsError, backend_config, build
@@ -150,7 +150,7 @@ def test_masks_have_the_image_s_size_and_boxes_lie_around_them(sure_tracker):
                 seen += 1
                 assert segmentation.mask.shape == keyframe.image.shape[:2]
                 assert segmentation.mask.dtype == np.bool_
-                assert detection.box == box_around(segmentation.mask)
+                assert detection.box == box_of(segmentation.mask)
                 assert 0 <= segmentation.score <= 1
                 assert type(segmentation.score) is type(detection.score) is float
     assert seen >= 10
@@ -208,7 +208,7 @@ def test_a_batch_of_clips_gives_what_one_by_one_gives_in_order(tracker):
             assert [detection.instance for detection, _ in these] == [detection.instance for detection, _ in those]
             for (_, one), (_, other) in zip(these, those, strict=True):
                 assert one.score == pytest.approx(other.score, abs=1e-3)
-                assert overlap_of_masks(one.mask, other.mask) > 0.99
+                assert mask_iou(one.mask, other.mask) > 0.99
 
 
 def test_pictures_are_encoded_in_batches_across_clips_and_only_where_something_was_found(tracker, monkeypatch):
@@ -329,7 +329,7 @@ def rectangle(x0, y0, x1, y1, score=1.0):
 
 
 def followed(word, *segmentations, score=0.5, keyframe=0):
-    boxes = tuple(None if part is None else box_around(part.mask) for part in segmentations)
+    boxes = tuple(None if part is None else box_of(part.mask) for part in segmentations)
     return Followed(Detection(word, (0, 0, 1, 1), score), keyframe, segmentations, boxes)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from models.masks import box_around, overlap_of_masks
+from models.masks import box_of, mask_iou
 from models.pretrained import UnusableWeightsError
 from models.protocols import Keyframe
 from models.registry import MissingWeightsError, backend_config, build
@@ -174,7 +174,7 @@ def test_masks_have_the_image_s_size_and_boxes_lie_around_them(detector):
                 assert detection.word in words
                 assert detection.prior.shape == keyframe.image.shape[:2]
                 assert detection.prior.dtype == np.bool_
-                assert detection.box == box_around(detection.prior)
+                assert detection.box == box_of(detection.prior)
                 assert 0 <= detection.score <= 1
                 assert type(detection.score) is float
                 assert type(detection.instance) is int
@@ -217,7 +217,7 @@ def test_it_finds_what_transformers_own_video_session_finds(root, detector, monk
     for in_frame, wanted in zip(found, expected, strict=True):
         assert [(detection.word, detection.instance) for detection in in_frame] == [entry[:2] for entry in wanted]
         for detection, (_, _, mask) in zip(in_frame, wanted, strict=True):
-            assert overlap_of_masks(detection.prior, mask) > 0.99
+            assert mask_iou(detection.prior, mask) > 0.99
 
 
 def test_a_batch_of_clips_gives_what_one_by_one_gives_in_order(detector):
@@ -229,7 +229,7 @@ def test_a_batch_of_clips_gives_what_one_by_one_gives_in_order(detector):
             assert [(one.word, one.instance) for one in these] == [(other.word, other.instance) for other in those]
             for one, other in zip(these, those, strict=True):
                 assert one.score == pytest.approx(other.score, abs=1e-3)
-                assert overlap_of_masks(one.prior, other.prior) > 0.99
+                assert mask_iou(one.prior, other.prior) > 0.99
 
 
 def test_pictures_are_encoded_in_batches_across_clips(detector, monkeypatch):
@@ -444,7 +444,7 @@ def test_what_stays_is_apart_and_what_goes_has_a_better_one_in_its_place(spans):
     for index, (*_, score) in enumerate(spans):
         mask = found["mask"][index].numpy() > 0
         rivals = [other for better, other in survivors.items() if better > score]
-        assert (score in survivors) == all(overlap_of_masks(mask, rival) <= DUPLICATE_IOU for rival in rivals)
+        assert (score in survivors) == all(mask_iou(mask, rival) <= DUPLICATE_IOU for rival in rivals)
 
 
 def test_half_precision_works_and_comes_back_as_plain_numbers(root):

@@ -168,7 +168,7 @@ class House:
     min_brightness: float = 40
 
     def stages(self) -> list[Any]:
-        score = ScoreStage(ScoreConfig(), self.text, None, None, "score-fp")
+        score = ScoreStage(ScoreConfig(), "score-fp", self.text)
         describe = DescribeStage(DescribeConfig(keep_frames=2), self.embedder, None, None)
         return [
             LookStage(LookConfig(keyframes=4)),

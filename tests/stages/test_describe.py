@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from models.masks import box_of, mask_iou
 from models.protocols import Detection, Face, Image, Keyframe, Mask, Segmentation, Vector
 from stages.describe import DescribeConfig, DescribeStage, subject_id
-from stages.measure import area, box_of, decode_rle, mask_iou
+from stages.measure import area, decode_rle
 from stages.media import probe, read_keyframes
 from stages.picture import cut_out, decode_png, subject_crop
 from stages.records import Clip, Source, Subject

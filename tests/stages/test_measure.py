@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -16,15 +16,12 @@ from stages.measure import (
     aligned_iou,
     area,
     border_contact,
-    box_iou,
-    box_of,
     brightness,
     decode_rle,
     encode_rle,
     fragments,
     letterbox_share,
     luma,
-    mask_iou,
     motion_magnitude,
     perceptual_hash,
     picture_difference,
@@ -148,40 +145,6 @@ def test_perceptual_hashes_of_copies_are_near_and_of_others_far() -> None:
 @given(masks)
 def test_area_is_a_share(mask: Mask) -> None:
     assert area(mask) == pytest.approx(mask.sum() / mask.size)
-
-
-@given(mask_pairs)
-def test_mask_iou_is_symmetric_and_one_only_for_equal_masks(pair: tuple[Mask, Mask]) -> None:
-    a, b = pair
-    assert 0 <= mask_iou(a, b) <= 1
-    assert mask_iou(a, b) == mask_iou(b, a)
-    assert mask_iou(a, a) == float(a.any())
-    assert (mask_iou(a, b) == 1) == (bool(a.any()) and np.array_equal(a, b))
-
-
-boxes = st.tuples(*(st.integers(0, 20),) * 4).filter(lambda box: box[0] < box[2] and box[1] < box[3])
-
-
-@given(boxes, boxes)
-def test_box_iou_is_the_mask_iou_of_full_boxes(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> None:
-    assert box_iou(a, b) == pytest.approx(mask_iou(rectangle(20, 20, a), rectangle(20, 20, b)))
-
-
-@given(masks)
-def test_box_of_holds_all_of_the_mask_and_no_empty_side(mask: Mask) -> None:
-    assume(mask.any())
-    x0, y0, x1, y1 = box_of(mask)
-    part = mask[y0:y1, x0:x1]
-    assert part.sum() == mask.sum()
-    assert part[0].any()
-    assert part[-1].any()
-    assert part[:, 0].any()
-    assert part[:, -1].any()
-
-
-def test_box_of_an_empty_mask_is_an_error() -> None:
-    with pytest.raises(ValueError, match="empty"):
-        box_of(np.zeros((4, 4), bool))
 
 
 @given(masks)

@@ -82,7 +82,7 @@ def moving(times: Sequence[float], fps: float, neighbour_s: float = 1 / 24, per_
 
 
 def score(keyframes: list[Keyframe], fps: float = 24.0, text: Spotter | None = None) -> Score:
-    return ScoreStage(ScoreConfig(), text, None, None, "fp").run([ClipView(clip(), source(fps), keyframes)])[0]
+    return ScoreStage(ScoreConfig(), "fp", text).run([ClipView(clip(), source(fps), keyframes)])[0]
 
 
 def test_config_knows_no_other_keys() -> None:
@@ -91,7 +91,7 @@ def test_config_knows_no_other_keys() -> None:
 
 
 def test_one_score_per_view_in_order_with_the_stage_s_fingerprint() -> None:
-    stage = ScoreStage(ScoreConfig(), None, None, None, "fp")
+    stage = ScoreStage(ScoreConfig(), "fp")
     views = [ClipView(clip(name), source(), moving([0.5, 1.0], 24)) for name in "bac"]
     scores = stage.run(views)
     assert [row.clip_id for row in scores] == ["b", "a", "c"]
@@ -131,7 +131,7 @@ def test_frames_that_are_their_own_neighbours_say_nothing_about_motion() -> None
 
 def test_text_is_searched_for_in_a_few_frames_of_all_clips_at_once() -> None:
     spotter = Spotter()
-    stage = ScoreStage(ScoreConfig(text_frames=3), spotter, None, None, "fp")
+    stage = ScoreStage(ScoreConfig(text_frames=3), "fp", spotter)
     lengths = (8, 2, 1)
     views = [ClipView(clip(str(length)), source(), moving([0.1 * n for n in range(length)], 24)) for length in lengths]
     stage.run(views)
@@ -168,7 +168,7 @@ def plain(red: int, green: int) -> Keyframe:
 
 def test_frames_are_judged_in_one_call_the_mean_of_liking_and_the_worst_of_nudity() -> None:
     judge = Judge()
-    stage = ScoreStage(ScoreConfig(judged_frames=2), None, judge, judge, "fp")
+    stage = ScoreStage(ScoreConfig(judged_frames=2), "fp", None, judge, judge)
     first = [plain(2, 0), plain(9, 255), plain(9, 255), plain(6, 51)]
     views = [ClipView(clip("a"), source(), first), ClipView(clip("b"), source(), [plain(5, 102)])]
     scores = stage.run(views)
@@ -201,7 +201,7 @@ def real(name: str) -> Score:
     found = probe(path)
     times = [(number + 0.5) * found.duration_s / 6 for number in range(6)]
     keyframes = read_keyframes(path, times, max(1 / 24, 1 / found.fps), 640)
-    return ScoreStage(ScoreConfig(), None, None, None, "").run([ClipView(clip(), source(found.fps), keyframes)])[0]
+    return ScoreStage(ScoreConfig(), "").run([ClipView(clip(), source(found.fps), keyframes)])[0]
 
 
 @needs_clips

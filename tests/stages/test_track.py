@@ -173,7 +173,7 @@ def test_empty_masks_are_dropped() -> None:
     st.lists(st.builds(candidate, st.floats(40, 60), st.just(45), st.floats(20, 40), score=st.floats(0, 1)), max_size=6)
 )
 def test_what_stays_has_no_duplicates_and_what_goes_had_a_better_one(candidates: list[Candidate]) -> None:
-    from stages.measure import mask_iou
+    from models.masks import mask_iou
 
     staying = kept(candidates)
     for place, index in enumerate(staying):
