@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,7 +77,9 @@ class Tracker:
             self._service = importlib.import_module(name)
         except ImportError:
             raise MissingTrackerError(f"log.tracker={name} needs the package {name}: pip install {name}") from None
-        self._service.init(project=project, name=run, config=dict(config), resume="allow")
+        # trackio goes on in the run of that name, wandb in that of that id.
+        named = {"name": run} if name == "trackio" else {"name": run, "id": re.sub(r"[^\w.-]", "-", run)}
+        self._service.init(project=project, config=dict(config), resume="allow", **named)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Send the numbers."""

@@ -5,7 +5,7 @@ import sys
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -102,19 +102,32 @@ class TestJournal:
 
 
 class TestTracker:
-    def test_gets_settings_and_numbers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("tracker", "named"),
+        # trackio goes on in the run of that name, wandb in that of that id, in which some letters may not stand.
+        [("trackio", {"name": "my run:1"}), ("wandb", {"name": "my run:1", "id": "my-run-1"})],
+    )
+    def test_gets_settings_and_numbers_and_what_to_go_on_by(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        tracker: Literal["trackio", "wandb"],
+        named: dict[str, str],
+    ) -> None:
         calls: list[tuple[str, Any]] = []
         service = SimpleNamespace(
             init=lambda **given: calls.append(("init", given)),
             log=lambda numbers, step: calls.append(("log", (step, numbers))),
             finish=lambda: calls.append(("finish", None)),
         )
-        monkeypatch.setitem(sys.modules, "trackio", service)
-        config = LogConfig(tensorboard=False, tracker="trackio", project="mine")
-        journal = Journal(config, tmp_path, step=0, steps=1, settings={"seed": 3}, console=Console(file=StringIO()))
+        monkeypatch.setitem(sys.modules, tracker, service)
+        config = LogConfig(tensorboard=False, tracker=tracker, project="mine")
+        run = tmp_path / "my run:1"
+        run.mkdir()
+        journal = Journal(config, run, step=0, steps=1, settings={"seed": 3}, console=Console(file=StringIO()))
         journal.step(1, NUMBERS, 0)
         journal.close()
-        expected = {"project": "mine", "name": tmp_path.name, "config": {"seed": 3}, "resume": "allow"}
+        expected = {"project": "mine", "config": {"seed": 3}, "resume": "allow", **named}
         assert calls == [("init", expected), ("log", (1, NUMBERS)), ("finish", None)]
 
     def test_that_is_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
