@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from string import Template
+from typing import Self
 
 import cv2
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from models.protocols import ClipCaption, Image, Keyframe
 from models.registry import BackendConfig
@@ -40,12 +41,15 @@ class CaptionerConfig(BackendConfig):
     retries: int = Field(1, ge=0)
     """How often an answer that does not validate is asked for again, with a firmer note."""
 
-    @field_validator("prompt")
-    @classmethod
-    def _is_there(cls, prompt: str) -> str:
-        if not (PROMPTS / prompt).is_file():
-            raise ValueError(f"no file {PROMPTS / prompt}")
-        return prompt
+    # Read where the config is read: it travels to workers whose machines need not have the file.
+    _text: str = PrivateAttr("")
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        if not (PROMPTS / self.prompt).is_file():
+            raise ValueError(f"prompt: no file {PROMPTS / self.prompt}")
+        self._text = (PROMPTS / self.prompt).read_text(encoding="utf-8").strip()
+        return self
 
     def texts(self) -> list[str]:
         """The prompt."""
@@ -53,8 +57,7 @@ class CaptionerConfig(BackendConfig):
 
     def question(self) -> str:
         """The prompt with its placeholders filled in."""
-        text = (PROMPTS / self.prompt).read_text(encoding="utf-8").strip()
-        return Template(text).safe_substitute(max_subjects=self.max_subjects)
+        return Template(self._text).safe_substitute(max_subjects=self.max_subjects)
 
 
 def shown(keyframes: Sequence[Keyframe], frames: int, max_side: int) -> list[tuple[float, Image]]:

@@ -1,3 +1,4 @@
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -72,14 +73,13 @@ def test_the_prompt_that_ships_is_filled_in() -> None:
 
 
 def test_the_text_of_the_prompt_changes_the_fingerprint(tmp_path: Path) -> None:
-    prompt = tmp_path / "mine.txt"
-    prompt.write_text("Describe it. It costs $5.")
-    config = Config(prompt=str(prompt))
-    before = fingerprint(config, tmp_path)
-    prompt.write_text("Describe it. It costs $6.")
-    assert fingerprint(config, tmp_path) != before
-    prompt.write_text("Describe it. It costs $5.\n")
-    assert fingerprint(config, tmp_path) == before
+    def of(text: str) -> str:
+        (tmp_path / "mine.txt").write_text(text)
+        return fingerprint(Config(prompt=str(tmp_path / "mine.txt")), tmp_path)
+
+    before = of("Describe it. It costs $5.")
+    assert of("Describe it. It costs $6.") != before
+    assert of("Describe it. It costs $5.\n") == before
 
 
 def test_a_prompt_that_is_not_there_is_an_error() -> None:
@@ -131,3 +131,10 @@ def test_a_batch_asks_only_for_what_the_last_one_left_open() -> None:
     assert [answer.text[0] for answer in kept.complete("cbad", again)] == ["c", "b", "a", "d"]
     assert again.asked == ["b", "d"]
     assert kept.complete([], Asked([])) == []
+
+
+def test_the_prompt_travels_with_the_config_to_machines_without_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("Name at most $max_subjects things.")
+    sent = pickle.dumps(Config(prompt=str(tmp_path / "mine.txt"), max_subjects=3))
+    (tmp_path / "mine.txt").unlink()
+    assert pickle.loads(sent).question() == "Name at most 3 things."
