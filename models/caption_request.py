@@ -9,7 +9,7 @@ from typing import Self
 
 import cv2
 import numpy as np
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from models.protocols import ClipCaption, Image, Keyframe
 from models.registry import BackendConfig
@@ -44,10 +44,15 @@ class CaptionerConfig(BackendConfig):
     # Read where the config is read: it travels to workers whose machines need not have the file.
     _text: str = PrivateAttr("")
 
+    @field_validator("prompt")
+    @classmethod
+    def _is_there(cls, prompt: str) -> str:
+        if not (PROMPTS / prompt).is_file():
+            raise ValueError(f"no file {PROMPTS / prompt}")
+        return prompt
+
     @model_validator(mode="after")
     def _read(self) -> Self:
-        if not (PROMPTS / self.prompt).is_file():
-            raise ValueError(f"prompt: no file {PROMPTS / self.prompt}")
         self._text = (PROMPTS / self.prompt).read_text(encoding="utf-8").strip()
         return self
 

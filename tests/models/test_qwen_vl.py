@@ -379,10 +379,11 @@ def test_the_prompt_s_text_is_part_of_the_fingerprint_and_speed_is_not(tmp_path:
     before = fingerprint(mine, tmp_path)
     assert mine.question() == "Describe it as JSON. 6"
     assert fingerprint(mine.model_copy(update={"batch": 1, "device": "cpu"}), tmp_path) == before
-    others = [{"prompt": "caption.txt"}, {"frames": 3}, {"max_side": 300}, {"max_subjects": 1}, {"max_tokens": 99}]
+    others = [{"frames": 3}, {"max_side": 300}, {"max_subjects": 1}, {"max_tokens": 99}]
     assert before not in [fingerprint(mine.model_copy(update=each), tmp_path) for each in others]
+    assert fingerprint(QwenVL.Config(prompt="caption.txt"), tmp_path) != before
     (tmp_path / "mine.txt").write_text("Describe it as JSON, please. $max_subjects")
-    assert fingerprint(mine, tmp_path) != before
+    assert fingerprint(QwenVL.Config(prompt=str(tmp_path / "mine.txt")), tmp_path) != before
 
 
 def test_a_prompt_that_is_not_there_is_an_error_of_the_config() -> None:
