@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,28 @@ from models.protocols import Box, Detection, Image, Keyframe, Segmentation
 
 FrameSegmenter = Callable[[Sequence[Image], Sequence[Sequence[Box]]], Sequence[list[Segmentation]]]
 """Masks of a micro-batch: images and, per image, its boxes (at least one) in; per image, one mask per box out."""
+
+
+class BoxSegmenter(ABC):
+    """A :class:`models.protocols.Segmenter` that segments frames in micro-batches of ``batch``."""
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+
+    def segment(
+        self, clips: Sequence[Sequence[Keyframe]], detections: Sequence[Sequence[Sequence[Detection]]]
+    ) -> list[list[list[Segmentation]]]:
+        """One segmentation per detection, at the image's size; the score is the network's own prediction of its
+        mask's IoU.
+
+        Raises:
+            ValueError: if detections and keyframes do not match in number.
+        """
+        return segment_boxes(clips, detections, self._batch, self._segment_frames)
+
+    @abstractmethod
+    def _segment_frames(self, images: Sequence[Image], boxes: Sequence[Sequence[Box]]) -> list[list[Segmentation]]:
+        """As :data:`FrameSegmenter`."""
 
 
 def segment_boxes(

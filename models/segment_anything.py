@@ -9,16 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.box_prompts import segment_boxes, segmentations
+from models.box_prompts import BoxSegmenter, segmentations
 from models.pretrained import UnusableWeightsError, refuse_missing
-from models.protocols import Box, Detection, Image, Keyframe, Segmentation
+from models.protocols import Box, Image, Segmentation
 from models.registry import Repository
 from models.torch_device import TorchConfig, placed
 
 REPOSITORY = "ybelkada/segment-anything"
 
 
-class SegmentAnything:
+class SegmentAnything(BoxSegmenter):
     """One mask per detection; an image without detections costs nothing.
 
     It is the mask of the network's single-mask token: the other three are guesses at what an ambiguous prompt means
@@ -48,7 +48,7 @@ class SegmentAnything:
         from segment_anything import sam_model_registry
         from segment_anything.utils.transforms import ResizeLongestSide
 
-        self._batch = config.batch
+        super().__init__(config.batch)
         self._device, self._dtype = placed(config)
         network = sam_model_registry[config.architecture]()
         _load(network, root / config.file, config)
@@ -56,16 +56,6 @@ class SegmentAnything:
         # In bfloat16 a box's corners would be a pixel off; all but the encoder is small anyway.
         self._network.image_encoder.to(self._dtype)
         self._resize = ResizeLongestSide(network.image_encoder.img_size)
-
-    def segment(
-        self, clips: Sequence[Sequence[Keyframe]], detections: Sequence[Sequence[Sequence[Detection]]]
-    ) -> list[list[list[Segmentation]]]:
-        """One segmentation per detection, at the image's size; the score is SAM's own prediction of its mask's IoU.
-
-        Raises:
-            ValueError: if detections and keyframes do not match in number.
-        """
-        return segment_boxes(clips, detections, self._batch, self._segment_frames)
 
     def _segment_frames(self, images: Sequence[Image], boxes: Sequence[Sequence[Box]]) -> list[list[Segmentation]]:
         import torch
