@@ -15,13 +15,16 @@ from rich.table import Table
 
 from curation.config import Config, OperatorConfig
 from curation.engine import STEPS, make_step
+from curation.weights import bytes_of
 from curation.workspace import Workspace
 from models.catalogue import repository_entry
 from models.costs import Cost, cost_of
-from models.registry import BackendConfig, MissingWeightsError
+from models.registry import BackendConfig, MissingWeightsError, missing_weights
 
 GPU_TFLOPS = 400.0
 """Rate at which costs are turned into time: 40 % of an H100's 989 TFLOP/s in bf16."""
+SUBJECTS = 2
+"""Subjects of a clip that costs are told for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +119,8 @@ def show_plan(config: Config, gpu_gb: float, console: Console) -> None:
         console.print(line, highlight=False)
     console.print(_costs(config))
     root = config.models.root
-    missing = {path for backend in config.models.chosen().values() for path in backend.weights(root)}
-    if lacking := sorted(str(path.relative_to(root)) for path in missing if not path.exists()):
+    missing = {path for backend in config.models.chosen().values() for path in missing_weights(backend, root)}
+    if lacking := sorted(str(path.relative_to(root)) for path in missing):
         raise MissingWeightsError(
             f"not there under models.root ({str(root)!r}): {', '.join(lacking)}. `s2v models fetch` with this config "
             "gets what is on the model hub; docs/models.md says where the rest comes from."
@@ -125,19 +128,12 @@ def show_plan(config: Config, gpu_gb: float, console: Console) -> None:
 
 
 def _workers(planned: Sequence[Planned], gpu_gb: float) -> Table:
-    table = Table(
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        title="Workers",
-        title_justify="left",
-        caption="GB: weights alone. On a GPU: workers that share one, and their weights together.",
-        caption_justify="left",
+    table = _table(
+        "Workers",
+        ["step and stages", "models"],
+        ["CPUs", "GPUs", "batch", "GB", "on a GPU"],
+        "GB: weights alone. On a GPU: workers that share one, and their weights together.",
     )
-    table.add_column("step and stages", no_wrap=True)
-    table.add_column("models", no_wrap=True)
-    for column in ("CPUs", "GPUs", "batch", "GB", "on a GPU"):
-        table.add_column(column, justify="right", no_wrap=True)
     for group in planned:
         on_gpu = group.gb * group.per_gpu
         too_much = f" > {gpu_gb:g}" if on_gpu > gpu_gb else ""
@@ -164,20 +160,13 @@ def _sums(planned: Sequence[Planned]) -> Iterator[str]:
 
 
 def _costs(config: Config) -> Table:
-    table = Table(
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        title="Order of cost per clip",
-        title_justify="left",
-        caption=f"Operations as counted (benchmarks/model_costs.py); ms are an estimate, at {GPU_TFLOPS:g} TFLOP/s.\n"
+    table = _table(
+        "Order of cost per clip",
+        ["backend", "weights"],
+        ["TFLOP", "runs", "GPU ms"],
+        f"Operations as counted (benchmarks/model_costs.py); ms are an estimate, at {GPU_TFLOPS:g} TFLOP/s.\n"
         f"For a clip of {SUBJECTS} subjects. Networks that nothing was counted for are left out.",
-        caption_justify="left",
     )
-    for column in ("backend", "weights"):
-        table.add_column(column, no_wrap=True)
-    for column in ("TFLOP", "runs", "GPU ms"):
-        table.add_column(column, justify="right", no_wrap=True)
     for expense in expenses(config):
         table.add_row(
             expense.backend,
@@ -189,12 +178,25 @@ def _costs(config: Config) -> Table:
     return table
 
 
+def _table(title: str, words: Sequence[str], numbers: Sequence[str], caption: str) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+    )
+    for column in words:
+        table.add_column(column, no_wrap=True)
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
 def _ms(expense: Expense) -> float:
     return 1000 * expense.tflop_per_clip / GPU_TFLOPS
-
-
-SUBJECTS = 2
-"""Subjects of a clip that costs are told for."""
 
 
 def _times(config: Config, task: str, per: str) -> float:
@@ -221,7 +223,6 @@ def _tflop(backend: BackendConfig, cost: Cost) -> float:
 def _weights_gb(backend: BackendConfig, config: Config) -> float:
     paths = [path for path in backend.weights(config.models.root) if path.exists()]
     if paths:
-        files = (file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
-        return sum(file.stat().st_size for file in files) / 1e9
+        return sum(map(bytes_of, paths)) / 1e9
     known = (repository_entry(repository.name) for repository in backend.repositories())
     return sum(entry.gb for entry in known if entry and entry.gb)

@@ -172,7 +172,7 @@ def _backend_rows(task: str, config: BackendConfig, root: Path, rehash: bool) ->
         where = f"{package} {found}" if found else "pip install " + package
         yield Row(task, config.backend, "in its package", "", term.licence, term.commercial, NONE, where, state)
     for path in own_files(config, root):
-        state, size = (PRESENT, _gigabytes(_bytes(path))) if path.exists() else (State.MISSING, NONE)
+        state, size = (PRESENT, _gigabytes(bytes_of(path))) if path.exists() else (State.MISSING, NONE)
         yield Row(task, config.backend, "your own file", "", UNKNOWN, None, size, str(path), state)
 
 
@@ -216,7 +216,8 @@ def _about(entry: Entry | None) -> str:
     return f"about {entry.gb:g} GB" if entry is not None and entry.gb is not None else "size unknown"
 
 
-def _bytes(path: Path) -> int:
+def bytes_of(path: Path) -> int:
+    """Size of a file, or of all files in a folder."""
     files: Iterable[Path] = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 

@@ -158,15 +158,19 @@ def backend_config(task: str, raw: dict[str, Any]) -> BackendConfig:
     return config
 
 
+def missing_weights(config: BackendConfig, root: Path) -> list[Path]:
+    """Files and folders of a backend's weights that are not there."""
+    return [path for path in config.weights(root) if not path.exists()]
+
+
 def check_weights(config: BackendConfig, root: Path) -> None:
     """Raise :class:`MissingWeightsError` naming the first file that is not there."""
-    for path in config.weights(root):
-        if not path.exists():
-            raise MissingWeightsError(
-                f"{config.backend}: {path} does not exist. Put the file there, or point `models.root` "
-                f"(now {str(root)!r}) at the folder that holds it. `s2v models fetch` gets what is on the model hub; "
-                "docs/models.md says where the rest comes from."
-            )
+    for path in missing_weights(config, root):
+        raise MissingWeightsError(
+            f"{config.backend}: {path} does not exist. Put the file there, or point `models.root` "
+            f"(now {str(root)!r}) at the folder that holds it. `s2v models fetch` gets what is on the model hub; "
+            "docs/models.md says where the rest comes from."
+        )
 
 
 def build(task: str, config: BackendConfig, root: Path) -> Any:
