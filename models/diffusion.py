@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from models.pretrained import UnusableWeightsError, load_network, refuse_missing
+from models.pretrained import UnusableWeightsError, load_network, refuse_missing, refuse_without_vocabulary
 from models.protocols import EditRequest, Image
 from models.torch_device import HubConfig, placed
 
@@ -111,7 +111,7 @@ def load_pipeline(pipeline: Any, folder: Path, config: DiffusionConfig) -> Any:
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise _does_not_load(folder, pipeline, config, error) from error
     for name, part in loaded.components.items():
-        _refuse_without_vocabulary(folder / name, part)
+        refuse_without_vocabulary(folder / name, part)
     loaded.set_progress_bar_config(disable=True)
     if config.offload == "model" and device.type != "cpu":
         loaded.enable_model_cpu_offload(device=device)
@@ -276,16 +276,6 @@ def _load_part(kind: Any, folder: Path, config: DiffusionConfig, dtype: Any) -> 
         raise _does_not_load(folder, kind, config, error) from error
     refuse_missing(folder, info["missing_keys"])
     return network.eval().requires_grad_(False)
-
-
-def _refuse_without_vocabulary(folder: Path, part: Any) -> None:
-    """A tokenizer, or a processor with one, that finds no vocabulary would load all the same, with an empty one."""
-    files = dict(getattr(getattr(part, "tokenizer", part), "vocab_files_names", {}))
-    whole = files.pop("tokenizer_file", None)
-    if whole is not None and not (folder / whole).is_file():
-        lacking = [file for file in files.values() if not (folder / file).is_file()]
-        if lacking or not files:
-            raise UnusableWeightsError(f"{folder} lacks {whole}, and {', '.join(lacking)} too; fetch it again")
 
 
 def _does_not_load(folder: Path, kind: Any, config: DiffusionConfig, error: Exception) -> UnusableWeightsError:

@@ -62,11 +62,13 @@ def load_processor(processor: Any, folder: Path, config: TorchConfig, **options:
         UnusableWeightsError: if its files are not there or do not fit.
     """
     try:
-        return processor.from_pretrained(folder, local_files_only=True, **options)
+        loaded = processor.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnusableWeightsError(
             f"{config.backend}: {folder} holds no {processor.__name__} that loads: {error}; fetch it again"
         ) from error
+    refuse_without_vocabulary(folder, loaded)
+    return loaded
 
 
 def refuse_missing(folder: Path, missing: Iterable[str]) -> None:
@@ -74,3 +76,16 @@ def refuse_missing(folder: Path, missing: Iterable[str]) -> None:
     if names := sorted(missing):
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise UnusableWeightsError(f"{folder} lacks tensors of the model: {', '.join(names[:3])}{more}; fetch it again")
+
+
+def refuse_without_vocabulary(folder: Path, part: Any) -> None:
+    """Raise :class:`UnusableWeightsError` for a tokenizer, or a processor with one, whose files are not there.
+
+    transformers loads it all the same, with an empty vocabulary.
+    """
+    files = dict(getattr(getattr(part, "tokenizer", part), "vocab_files_names", {}))
+    whole = files.pop("tokenizer_file", None)
+    if whole is not None and not (folder / whole).is_file():
+        lacking = [file for file in files.values() if not (folder / file).is_file()]
+        if lacking or not files:
+            raise UnusableWeightsError(f"{folder} lacks {whole}, and {', '.join(lacking)} too; fetch it again")
