@@ -7,11 +7,26 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 Row = Mapping[str, Any]
 
-KIND_ORDER = ("original", "other_frame", "cross_clip", "inpainted", "augmented", "moved", "swapped")
+Kind = Literal["original", "other_frame", "cross_clip", "inpainted", "augmented", "moved", "swapped"]
+"""What a reference can be."""
+KIND_ORDER: tuple[str, ...] = get_args(Kind)
+NEGATIVE = "negative"
+"""The kind of pictures that show somebody else, which are no references."""
+
+
+@dataclass(frozen=True, slots=True)
+class Negative:
+    """A picture of an individual that is like a subject and is not shown in its clip."""
+
+    reference_id: str
+    subject_id: str
+    """Whom it shows."""
+    identity_similarity: float
+    """Cosine between the embeddings of both subjects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +40,13 @@ class SamplePlan:
     """Ids, the largest subject first."""
     references: tuple[tuple[str, ...], ...]
     """Per subject the ids of its references, in the order in which they are numbered."""
+    negatives: tuple[tuple[Negative, ...], ...] = ()
+    """Per subject the pictures of others, the most alike first; empty where none were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A reference in a sample: ``name`` is its extension, ``{subject}.{kind}.{n}.png``."""
+    """A picture in a sample: ``name`` is its extension, ``{subject}.{kind}.{n}.png``."""
 
     name: str
     reference_id: str
@@ -44,7 +61,9 @@ class Sample:
     metadata: str
     """The sample's JSON."""
     pictures: tuple[Picture, ...]
+    """References, then negatives."""
     subjects: int
+    references: int
 
 
 def plan_samples(
@@ -99,6 +118,10 @@ def make_sample(
         _named_pictures(number, [references[reference_id] for reference_id in ids])
         for number, ids in enumerate(plan.references)
     ]
+    negatives = [
+        [(Picture(f"{number}.{NEGATIVE}.{place}.png", one.reference_id), one) for place, one in enumerate(found)]
+        for number, found in enumerate(plan.negatives)
+    ]
     metadata = {
         "clip": _without(clip, "fingerprint", "dropped", "span_id"),
         "source": told_of_source(source),
@@ -115,16 +138,21 @@ def make_sample(
                     {"file": picture.name, **_without(reference, "subject_id", "fingerprint")}
                     for picture, reference in pairs
                 ],
+                **({"negatives": [_told_of_negative(*pair) for pair in negatives[number]]} if negatives else {}),
             }
-            for subject_id, pairs in zip(plan.subjects, named, strict=True)
+            for number, (subject_id, pairs) in enumerate(zip(plan.subjects, named, strict=True))
         ],
     }
     return Sample(
         key=plan.key,
         caption=annotation["caption"],
         metadata=json.dumps(metadata, sort_keys=True, ensure_ascii=False),
-        pictures=tuple(picture for pairs in named for picture, _ in pairs),
+        pictures=(
+            *(picture for pairs in named for picture, _ in pairs),
+            *(picture for found in negatives for picture, _ in found),
+        ),
         subjects=len(plan.subjects),
+        references=sum(map(len, named)),
     )
 
 
@@ -191,6 +219,15 @@ def _named_pictures(number: int, references: Sequence[Row]) -> list[tuple[Pictur
         named.append((Picture(f"{number}.{kind}.{counts[kind]}.png", reference["reference_id"]), reference))
         counts[kind] += 1
     return named
+
+
+def _told_of_negative(picture: Picture, negative: Negative) -> dict[str, Any]:
+    return {
+        "file": picture.name,
+        "subject_id": negative.subject_id,
+        "identity_similarity": negative.identity_similarity,
+        "reference_id": negative.reference_id,
+    }
 
 
 def _without(row: Row, *names: str) -> dict[str, Any]:
