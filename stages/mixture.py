@@ -7,6 +7,7 @@ rows nor what else a table holds moves anything that it need not.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stages.config import Section
-from stages.sample import Kind, Negative, SamplePlan
+from stages.sample import Kind, SamplePlan
 from stages.shares import Cell, fitted, taken
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -179,26 +180,41 @@ def mix(samples: Iterable[SamplePlan], val: Set[str], known: Known, config: Mixt
     )
 
 
-def with_negatives(
-    samples: Iterable[SamplePlan], rivals: Mapping[str, Sequence[tuple[str, float]]], originals: Mapping[str, str]
-) -> list[SamplePlan]:
-    """The same samples with pictures of similar others.
+def similar_others(
+    samples: Iterable[SamplePlan],
+    among: Iterable[SamplePlan],
+    val: Set[str],
+    rivals: Mapping[str, Sequence[str]],
+    identity_of: Mapping[str, str],
+    most: int,
+) -> dict[str, list[str]]:
+    """For each subject of the samples, similar subjects that show nobody of its sample.
+
+    They come from the same split and from other videos: there, the same individual may look unlike itself.
 
     Args:
         samples: those of the mixture.
-        rivals: for each subject the similar others and their cosines; see :func:`stages.rivals.rivals`.
-        originals: the reference that shows each of these others in its own clip.
+        among: samples whose subjects may be shown.
+        val: keys of the samples for validation.
+        rivals: for each subject those that are others, the most alike first.
+        identity_of: a name for the individual that each subject is.
+        most: others per subject.
     """
-    return [
-        replace(
-            sample,
-            negatives=tuple(
-                tuple(Negative(originals[other], other, cosine) for other, cosine in rivals.get(subject, ()))
-                for subject in sample.subjects
-            ),
-        )
-        for sample in samples
-    ]
+    home = {subject: sample for sample in among for subject in sample.subjects}
+    found: dict[str, list[str]] = {}
+    for sample in samples:
+        shown = _individuals(sample, identity_of)
+        for subject in sample.subjects:
+            fitting = (
+                other
+                for other in rivals.get(subject, ())
+                if other in home
+                and (home[other].key in val) == (sample.key in val)
+                and home[other].source_id != sample.source_id
+                and identity_of.get(other, other) not in shown
+            )
+            found[subject] = list(itertools.islice(fitting, most))
+    return found
 
 
 def _stripped(sample: SamplePlan, kind_of: Mapping[str, str], weights: Mapping[Any, float]) -> SamplePlan:

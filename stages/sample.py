@@ -25,8 +25,8 @@ class Negative:
     reference_id: str
     subject_id: str
     """Whom it shows."""
-    identity_similarity: float
-    """Cosine between the embeddings of both subjects."""
+    identity_similarity: float | None
+    """Cosine between the embeddings by which both subjects are known, where it is known."""
 
 
 @dataclass(frozen=True, slots=True)

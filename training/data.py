@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from torch.utils.data import DataLoader
 
 from stages.config import Section
+from stages.sample import NEGATIVE
 from training.batch import PixelBatch
 from training.draw import AugmentConfig, DrawRules
 from training.layout import Bucket, Layout
@@ -40,7 +41,7 @@ class DataConfig(Section):
     """Most references per sample: one picture of each subject, the largest subjects first; 0 trains without."""
     kinds: dict[str, float] | None = None
     """Weights by which one of a subject's kinds of pictures is drawn; a kind that is not named is never drawn. Null:
-    all kinds that there are, evenly."""
+    all kinds that there are, evenly, but `negative`, which shows somebody else."""
     shuffle_references: bool = True
     """References in any order; otherwise in that of their subjects, largest first."""
     text_dropout: float = Field(0.1, ge=0, le=1)
@@ -250,7 +251,7 @@ def open_split(config: DataConfig, shards: str, split: str) -> Split:
 
 def _kinds(config: DataConfig, index: ShardIndex, shards: str) -> dict[str, float]:
     if config.kinds is None:
-        return dict.fromkeys(index.kinds, 1.0)
+        return {kind: 1.0 for kind in index.kinds if kind != NEGATIVE}
     unknown = [kind for kind, weight in config.kinds.items() if weight > 0 and kind not in index.kinds]
     if unknown and config.max_references:
         raise DataError(

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import FPS, KINDS, LANDSCAPE, PORTRAIT, Planned, colour_of, frame_of, planned
+from conftest import FPS, KINDS, LANDSCAPE, PORTRAIT, Planned, colour_of, frame_of, planned, write_shards
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -199,6 +199,18 @@ class TestKinds:
                 assert {name.split(".")[0] for name in names} == {
                     name.split(".")[0] for name in SAMPLES[key].pictures if f".{kind}." in name
                 }
+
+    def test_pictures_of_somebody_else_are_drawn_only_where_they_are_asked_for(self, tmp_path: Path) -> None:
+        pictures = ("0.original.0.png", "0.negative.0.png", "0.negative.1.png")
+        keys = [f"k{number}" for number in range(4)]
+        folder = write_shards(tmp_path / "shards", [Planned(key=key, pictures=pictures) for key in keys])
+        for kinds, expected in ((None, "original"), ({"negative": 1}, "negative")):
+            for batch in take(open_data(configured(kinds=kinds), str(folder), "train", seed=0).stream(), 4):
+                for place, key in enumerate(batch.keys):
+                    (picture,) = batch.references[place].numpy()
+                    far = np.abs(colours(key, pictures) - picture[16, 24].astype(int)).sum(axis=1)
+                    assert f".{expected}." in pictures[int(far.argmin())]
+                    assert far.min() <= 2
 
     def test_order_of_references(self, data) -> None:
         def subjects(**changes: Any) -> list[list[str]]:
