@@ -14,6 +14,7 @@ from models import registry
 from models.registry import BackendConfig
 from stages.annotate import AnnotateConfig
 from stages.config import CONFIG_FOLDER, Section, change, load
+from stages.mixture import MixtureConfig
 from stages.pair import ReferencesConfig
 from stages.select import SelectConfig
 from stages.split import SplitConfig
@@ -161,6 +162,7 @@ class Config(Section):
     annotate: AnnotateConfig = AnnotateConfig()
     select: SelectConfig = SelectConfig()
     references: ReferencesConfig = ReferencesConfig()
+    mixture: MixtureConfig = MixtureConfig()
     pack: PackConfig = PackConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
