@@ -20,18 +20,24 @@ Pixels = npt.NDArray[np.float32]
 SEARCH_SIDE = 160
 """Longer side, in pixels, at which patches are searched before their place is refined in full size."""
 
+EDGE_SHARE = 0.85
+"""Least share of the outermost pixels in surroundings, relative to their share of the image.
+
+Around 96 subjects of real clips in crops with a margin it is .95 to 1.5; of those subjects that cover half of their
+crop and more, when they are the mask, .75 at most."""
+
 
 class Quilting:
     """An inpainter that only ever copies: image quilting (Efros and Freeman 2001) with one very large first patch.
 
     Which pixels serve as the exemplar depends on the mask. It is *surroundings* if it holds at least half of the
-    image's pixels or of its outermost ones: the subject stays and everything around it is to become another scene, so
-    the exemplar is the masked content itself. The scene is mirrored about the subject or moved sideways, zoomed a
-    little, continued beyond its edges by its mirror image, and shifted slightly in hue and brightness, all at random
-    among the moves that hide the subject's old place best. What remains of that place is quilted: patches of a seventh
-    of the image, chosen at random among those that fit best, cut in along the seam of least difference (Kwatra et al.
-    2003). Any other mask is an object to *remove*: the exemplar is the unmasked rest, nothing is mirrored or
-    recoloured, and the patches' colours are bent to meet the border.
+    image's pixels or of its outermost ones, and is no rarer among those: the subject stays and everything around it is
+    to become another scene, so the exemplar is the masked content itself. The scene is mirrored about the subject or
+    moved sideways, zoomed a little, continued beyond its edges by its mirror image, and shifted slightly in hue and
+    brightness, all at random among the moves that hide the subject's old place best. What remains of that place is
+    quilted: patches of a seventh of the image, chosen at random among those that fit best, cut in along the seam of
+    least difference (Kwatra et al. 2003). Any other mask is an object to *remove*: the exemplar is the unmasked rest,
+    nothing is mirrored or recoloured, and the patches' colours are bent to meet the border.
 
     The result is sharp, in the image's own materials, and new in layout only: it invents nothing, ignores the prompt,
     and repeats what it has to. What the mask wrongly counts as surroundings (a missed arm) returns in them, mirrored.
@@ -73,7 +79,9 @@ class Quilting:
 
     def _is_surroundings(self, mask: Mask) -> bool:
         frame = np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
-        return max(float(mask.mean()), float(frame.mean())) >= self.config.surroundings
+        whole, outermost = float(mask.mean()), float(frame.mean())
+        # An object may fill more than half of a close crop, but then it is more in the middle than at the edge.
+        return max(whole, outermost) >= self.config.surroundings and outermost >= EDGE_SHARE * whole
 
     def _new_surroundings(self, image: Pixels, mask: Mask, rng: np.random.Generator) -> Pixels:
         import cv2

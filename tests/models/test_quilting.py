@@ -122,6 +122,12 @@ def test_what_the_mask_means_is_decided_by_its_share(inpainter):
     frame[10:-10, 10:-10] = False
     most[:, :200] = True
 
+    close = np.ones(image.shape[:2], bool)  # A bust that fills its crop: the lower edge cuts it off.
+    close[:40] = close[:, :40] = close[:, -40:] = False
+
+    assert close.mean() > 0.5
+    assert not inpainter._is_surroundings(close)
+    assert inpainter._is_surroundings(~close)
     assert not inpainter._is_surroundings(small)
     assert inpainter._is_surroundings(frame)
     assert inpainter._is_surroundings(most)
