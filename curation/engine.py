@@ -12,13 +12,14 @@ from curation.config import Config
 from curation.guard import Item, Trouble, Unit
 from curation.operator import Operator, UnitResult
 from curation.pack import Pack
+from curation.pairing import References, Verify
 from curation.progress import Progress
-from curation.steps import Annotate, Encode, Ingest, References, Split, Step, write_verdicts
+from curation.steps import Annotate, Encode, Ingest, Split, Step, write_verdicts
 from curation.workspace import Workspace
 from stages.ingest import InputVideo
 from stages.records import Failure
 
-STEPS = ("ingest", "split", "annotate", "select", "references", "encode", "pack")
+STEPS = ("ingest", "split", "annotate", "select", "references", "verify", "encode", "pack")
 SPREAD = 32
 """A step's work is cut into at least this many units where there are items enough, so that workers end together."""
 
@@ -60,7 +61,7 @@ def make_step(name: str, config: Config, workspace: Workspace, videos: Sequence[
             return Ingest(config, workspace, videos)
         case "select":
             return None
-    classes: dict[str, type[Step]] = {step.name: step for step in (Split, Annotate, References, Encode, Pack)}
+    classes: dict[str, type[Step]] = {step.name: step for step in (Split, Annotate, References, Verify, Encode, Pack)}
     return classes[name](config, workspace)
 
 

@@ -11,10 +11,11 @@ import io
 import itertools
 import json
 import re
+import sys
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +27,8 @@ import pyarrow.parquet as pq
 
 from curation.config import fingerprint
 from curation.guard import Item, Stage
+from curation.individuals import Individuals
+from curation.pairing import References, Verify
 from curation.shards import INDEX_SCHEMA, read_manifest
 from curation.steps import (
     REVISION,
@@ -33,17 +36,15 @@ from curation.steps import (
     Annotate,
     Each,
     Encode,
-    References,
     Split,
     Step,
     kept_ids,
     videos_of,
 )
-from curation.vectors import compared_subjects
 from curation.workspace import Workspace
 from models.stored import provenance
-from stages.pair import same_individuals
-from stages.records import Annotation, Clip, Encoding, Record, Reference, Score, Source, Subject
+from stages.mixture import Known, mix
+from stages.records import Annotation, Clip, Encoding, Proof, Record, Reference, Score, Source, Subject
 from stages.sample import Sample, SamplePlan, make_sample, plan_samples, split_by_identity, told_of_source
 
 NEXT = ".next"
@@ -59,7 +60,11 @@ PARTS: dict[type[Record], Callable[[SamplePlan], Sequence[str]]] = {
     Annotation: lambda sample: [sample.key],
     Encoding: lambda sample: [sample.key],
     Subject: lambda sample: sample.subjects,
-    Reference: lambda sample: [name for names in sample.references for name in names],
+    Reference: lambda sample: [
+        *(name for names in sample.references for name in names),
+        *(negative.reference_id for found in sample.negatives for negative in found),
+    ],
+    Proof: lambda sample: [name for names in sample.references for name in names],
 }
 """Of which tables a sample is made, and which of their rows."""
 
@@ -86,6 +91,17 @@ class ShardSpec:
     rows: dict[str, Rows]
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """All the samples, by key."""
+
+    samples: list[SamplePlan]
+    val: set[str]
+    """Keys of those for validation."""
+    mixture: dict[str, Any]
+    """What was asked of it, and what it got."""
+
+
 class Pack(Step):
     """Everything that passed into ``shards/``."""
 
@@ -93,7 +109,7 @@ class Pack(Step):
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint("pack", REVISION["pack"], self.config.pack)
+        return fingerprint("pack", REVISION["pack"], self.config.pack, self.config.mixture)
 
     @cached_property
     def made_with(self) -> list[dict[str, Any]]:
@@ -103,22 +119,41 @@ class Pack(Step):
     @cached_property
     def shards(self) -> list[ShardSpec]:
         """All the shards that the tables and the config make."""
+        return list(self._cut(self._planned.samples, self._planned.val))
+
+    @cached_property
+    def _planned(self) -> Planned:
         videos = {row["clip_id"]: row["video_id"] for row in self._passing(Clip, ["clip_id", "video_id"], "clip")}
         sources = {video.video_id: video.source_id for video in videos_of(self.workspace)}
         whole = set(self.workspace.column(Encoding, "clip_id")) & set(self.workspace.column(Annotation, "clip_id"))
+        class_of: dict[str, str] = {}
+        kind_of: dict[str, str] = {}
+        subjects = self._passing(Subject, ["subject_id", "clip_id", "area", "category"], "subject")
+        references = self._passing(Reference, ["reference_id", "subject_id", "kind"], "reference")
         samples = plan_samples(
             {clip: sources[video] for clip, video in videos.items() if clip in whole},
-            self._passing(Subject, ["subject_id", "clip_id", "area"], "subject"),
-            self._passing(Reference, ["reference_id", "subject_id", "kind"], "reference"),
+            _noted(subjects, "subject_id", "category", class_of),
+            _noted(references, "reference_id", "kind", kind_of),
             self.config.pack.max_subjects,
         )
-        subjects = compared_subjects(self.workspace, kept_ids(self.workspace, "subject"), frames=False)
+        individuals = Individuals(self.workspace, self.config)
         val = split_by_identity(
-            {sample.key: videos[sample.key] for sample in samples},
-            same_individuals(subjects, self.config.references.cross_clip),
-            self.config.pack.val_share,
+            {sample.key: videos[sample.key] for sample in samples}, individuals.clips(), self.config.pack.val_share
         )
-        return list(self._cut(samples, val))
+        mixture = mix(samples, val, Known(class_of, kind_of, individuals.names), self.config.mixture)
+        report = mixture.report()
+        if not self.config.mixture.negatives:
+            return Planned(mixture.samples, val, report)
+        originals = {
+            subject: name
+            for sample in samples
+            for subject, names in zip(sample.subjects, sample.references, strict=True)
+            for name in names
+            if kind_of[name] == "original"
+        }
+        chosen = individuals.with_negatives(mixture.samples, samples, val, originals)
+        report["negatives"] = sum(len(found) for sample in chosen for found in sample.negatives)
+        return Planned(chosen, val, report)
 
     def plan(self) -> list[Item]:
         published = self._published()
@@ -194,7 +229,7 @@ class Pack(Step):
             file.write_text(json.dumps(self._manifest(entries), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
     def _manifest(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        steps = (Split, Annotate, References, Encode, Pack)
+        steps = (Split, Annotate, References, Verify, Encode, Pack)
         samples: Counter[str] = Counter()
         for entry in entries:
             samples[entry["split"]] += entry["samples"]
@@ -203,6 +238,7 @@ class Pack(Step):
             "config": self.config.model_dump(mode="json", exclude={"runtime"}),
             "fingerprints": {step.name: step(self.config, self.workspace).fingerprint for step in steps},
             "samples": {"train": samples["train"], "val": samples["val"]},
+            "mixture": self._planned.mixture,
             "shards": list(entries),
         }
 
@@ -262,11 +298,12 @@ class Pack(Step):
             take(record, list(row_ids[record.table])) for record in (Clip, Source, Score, Annotation)
         )
         for plan in shard.samples:
-            encodings, subjects, references = (
+            encodings, subjects, references, proofs = (
                 take(record, list(itertools.islice(row_ids[record.table], len(PARTS[record](plan)))), columns)
-                for record, columns in ((Encoding, None), (Subject, SUBJECT_TOLD), (Reference, None))
+                for record, columns in ((Encoding, None), (Subject, SUBJECT_TOLD), (Reference, None), (Proof, None))
             )
             pictures = {name: row.pop("image") for name, row in references.items()}
+            references = {name: {**references[name], **proof} for name, proof in proofs.items()}
             clip, source = clips[plan.key], sources[plan.source_id]
             sample = make_sample(
                 plan, clip, source, scores[plan.key], annotations[plan.key], subjects, references, self.made_with
@@ -293,7 +330,10 @@ class _Finder:
         """Where the next samples' rows lie, and all that the samples' bytes follow from."""
         rows = {}
         content: list[Any] = [
-            [[sample.key, sample.subjects, sample.references, self._told[sample.source_id]] for sample in samples]
+            [
+                [sample.key, sample.subjects, sample.references, self._told[sample.source_id], *_negatives(sample)]
+                for sample in samples
+            ]
         ]
         for record, keys in PARTS.items():
             table, version = self._found[record]
@@ -303,6 +343,18 @@ class _Finder:
             if record is not Source:
                 content.append(part["fingerprint"].to_pylist())
         return rows, content
+
+
+def _negatives(sample: SamplePlan) -> Iterator[list[Any]]:
+    for subject, found in zip(sample.subjects, sample.negatives, strict=False):
+        yield [subject, [list(astuple(negative)) for negative in found]]
+
+
+def _noted(rows: Iterable[dict[str, Any]], key: str, column: str, into: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The rows as they come; what each has in a column is kept under its key."""
+    for row in rows:
+        into[row[key]] = sys.intern(row[column])
+        yield row
 
 
 def _add_sample(
@@ -324,7 +376,7 @@ def _add_sample(
         "frames": encoding.frames,
         "fps": encoding.fps,
         "subjects": sample.subjects,
-        "references": len(sample.pictures),
+        "references": sample.references,
         "members": [_add_member(tar, sample.key, extension, data) for extension, data in members],
     }
 

@@ -10,7 +10,7 @@ from rich.tree import Tree
 
 from curation.stats import literal
 from curation.workspace import Workspace
-from stages.records import RECORDS, Annotation, Clip, Record, Reference, Score, Source, Subject, Verdict
+from stages.records import RECORDS, Annotation, Clip, Proof, Record, Reference, Score, Source, Subject, Verdict
 
 Row = dict[str, Any]
 WIDEST = 100
@@ -49,8 +49,9 @@ def trace(workspace: Workspace, wanted: str) -> Iterator[tuple[type[Record], Row
 
 def _ancestors(workspace: Workspace, record: type[Record], row: Row) -> Iterator[tuple[type[Record], Row]]:
     if record is Reference:
-        for subject in dict.fromkeys([row["subject_id"], row["source_subject_id"]]):
-            yield from trace(workspace, subject)
+        for subject in dict.fromkeys([row["subject_id"], row["source_subject_id"], row["scene_subject_id"]]):
+            if subject is not None:
+                yield from trace(workspace, subject)
     elif record is Subject:
         yield from trace(workspace, row["clip_id"])
     elif record is Clip:
@@ -62,6 +63,8 @@ def _ancestors(workspace: Workspace, record: type[Record], row: Row) -> Iterator
 
 def _with_verdict(workspace: Workspace, record: type[Record], row: Row) -> Iterator[tuple[type[Record], Row]]:
     yield record, row
+    if record is Reference:
+        yield from ((Proof, proof) for proof in _find(workspace, Proof, "reference_id", row["reference_id"]))
     yield from ((Verdict, verdict) for verdict in _find(workspace, Verdict, "id", row[record.key]))
 
 

@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 
 from curation.shards import read_manifest
 from curation.stats import stand_ins
-from curation.steps import clips_with_references, kept_ids
+from curation.steps import clips_with_references, kept_ids, proved_references
 from curation.tiles import (
     ABOUT,
     AMBER,
@@ -61,8 +61,7 @@ from models.protocols import Image, Mask
 from stages.measure import decode_rle
 from stages.media import local_copy, read_keyframes
 from stages.picture import subject_crop
-from stages.records import Annotation, Clip, Record, Reference, Score, Source, Subject, Verdict
-from stages.sample import KIND_ORDER
+from stages.records import KIND_ORDER, Annotation, Clip, Record, Reference, Score, Source, Subject, Verdict
 
 Row = dict[str, Any]
 R = TypeVar("R", bound=Record)
@@ -73,7 +72,12 @@ SUBJECT_NUMBERS = (
     *("detection_score", "mask_score", "area", "short_side", "overlap", "border", "fragments", "straightness"),
     *("stability", "seen", "brightness", "sharpness", "face", "image_text"),
 )
-REFERENCE_NUMBERS = ("identity_similarity", "context_difference", "brightness", "sharpness", "width", "height", "seed")
+REFERENCE_NUMBERS = (
+    *("identity_by", "identity_similarity", "rival_similarity", "context_difference", "pose_difference"),
+    *("background_difference", "scale_difference", "hash_distance", "time_distance", "copy_risk", "image_text", "nudity"),
+    *("subject_change", "background_change", "halo", "second_subject", "brightness", "sharpness", "width", "height"),
+    "seed",
+)
 LEGEND = (
     "id: identity similarity to the subject in the video, by face or by the whole picture. "
     "diff: context difference from the subject's own picture, 0 the same, 1 nothing in common."
@@ -217,16 +221,9 @@ def _accepted_references(workspace: Workspace, subject_ids: Iterable[str]) -> di
     """By subject, in the order in which a sample numbers them. Pictures are read of the accepted ones alone."""
     rows = workspace.read(Reference, ["reference_id"], _among("subject_id", subject_ids)).to_pylist()
     kept = _passing(workspace, [row["reference_id"] for row in rows])
-    columns = [
-        "reference_id",
-        "subject_id",
-        "kind",
-        "image",
-        "identity_similarity",
-        "identity_by",
-        "context_difference",
-    ]
-    accepted = workspace.read(Reference, columns, _among("reference_id", kept)).to_pylist()
+    accepted = proved_references(
+        workspace, ["reference_id", "subject_id", "kind", "image"], _among("reference_id", kept)
+    )
     found: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(accepted, key=lambda row: (KIND_ORDER.index(row["kind"]), row["reference_id"])):
         found[row["subject_id"]].append(row)
@@ -291,28 +288,28 @@ def _rejected_subjects(
 def _rejected_references(
     workspace: Workspace, ids: Sequence[str], reasons: Mapping[str, list[str]], asked: str
 ) -> Iterator[Tile]:
-    references = workspace.records(Reference, _among("reference_id", ids))
-    wanted = sorted({reference.subject_id for reference in references})
+    references = list(proved_references(workspace, Reference.schema().names, _among("reference_id", ids)))
+    wanted = sorted({reference["subject_id"] for reference in references})
     targets = {subject.subject_id: subject for subject in workspace.records(Subject, _among("subject_id", wanted))}
-    for reference in sorted(references, key=lambda row: row.reference_id):
-        target = targets.get(reference.subject_id)
-        where = f"for {target.word if target else 'a subject'} {reference.subject_id}"
-        about = _rejected_about(reference.kind, where, reference.reference_id, reasons, asked)
-        numbers = {name: getattr(reference, name) for name in REFERENCE_NUMBERS}
+    for reference in references:
+        target = targets.get(reference["subject_id"])
+        where = f"for {target.word if target else 'a subject'} {reference['subject_id']}"
+        about = _rejected_about(reference["kind"], where, reference["reference_id"], reasons, asked)
+        told = [name for name in REFERENCE_NUMBERS if reference[name] is not None]
         details = below(
             [
-                _numbers({**numbers, "identity_by": reference.identity_by}, ("identity_by", *REFERENCE_NUMBERS)),
-                text_tile(f"method: {reference.method}", DETAILS, colour=QUIET, lines=2),
+                _numbers(reference, told),
+                text_tile(f"method: {reference['method']}", DETAILS, colour=QUIET, lines=2),
             ],
             gap=GAP,
         )
         yield row_tile(_with_target(reference, target), about, details)
 
 
-def _with_target(reference: Reference, target: Subject | None) -> Tile:
+def _with_target(reference: Row, target: Subject | None) -> Tile:
     """The dropped picture beside the target's own, since what it lacks shows only in comparison."""
     side = (PICTURE[0] - GAP) // 2
-    tiles = [below([text_tile("reference", side, colour=QUIET), thumbnail(reference.image, side, RED)])]
+    tiles = [below([text_tile("reference", side, colour=QUIET), thumbnail(reference["image"], side, RED)])]
     if target is not None:
         own = squared(_crop_tile(target, (side - 2 * BORDER, side - 2 * BORDER)), side, GREY)
         tiles.append(below([text_tile("target", side, colour=QUIET), own]))

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
@@ -18,7 +17,6 @@ import pyarrow as pa
 
 from curation.config import Config, StepRuntime, fingerprint
 from curation.guard import Item, Stage
-from curation.vectors import compared_subjects
 from curation.workspace import ROWS_PER_BATCH, Workspace
 from models import registry
 from stages.annotate import (
@@ -33,23 +31,23 @@ from stages.annotate import (
 from stages.describe import DescribeStage
 from stages.ingest import IngestStage, InputVideo
 from stages.media import encode_clip, local_copy
-from stages.pair import ReferenceSpec, plan_references
-from stages.records import Annotation, Clip, Encoding, Record, Reference, Score, Source, Subject, Verdict
+from stages.records import Annotation, Clip, Encoding, Proof, Record, Reference, Score, Source, Subject, Verdict
 from stages.score import ScoreStage
 from stages.select import clip_reasons, decide
 from stages.split import SplitStage, spans
-from stages.synthesise import Painters, SynthesiseStage
 
 R = TypeVar("R", bound=Record)
 
-REVISION = {"ingest": 1, "split": 1, "score": 2, "annotate": 2, "references": 1, "encode": 1, "pack": 2}
+REVISION = {"ingest": 1, "split": 1, "score": 2, "annotate": 3, "references": 2, "verify": 1, "encode": 1, "pack": 3}
 """Raised when the code of a stage changes what it writes: the rows of the old code are then stale."""
 
 SUBJECT_MEASURES = [
-    name for name in Subject.schema().names if name not in ("crops", "frames", "face_embedding", "image_embedding")
+    name
+    for name in Subject.schema().names
+    if name not in ("crops", "frames", "face_embedding", "image_embedding", "surroundings")
 ]
 """What verdicts read: a thousandth of what pictures, frames and embeddings take."""
-REFERENCE_NUMBERS = [name for name in Reference.schema().names if name != "image"]
+REFERENCE_NUMBERS = [name for name in Reference.schema().names if name not in ("image", "mask")]
 
 
 class Step(ABC):
@@ -346,121 +344,6 @@ class Annotate(Step):
         return [row for row in (*value.subjects, score, annotation) if row is not None]
 
 
-class References(Step):
-    """Subjects into ``references``."""
-
-    name = "references"
-    outputs = (Reference,)
-    models: ClassVar = {"synthesise": ("inpainter", "editor", "embedder", "faces")}
-
-    @property
-    def is_light(self) -> bool:
-        return False
-
-    @cached_property
-    def fingerprints(self) -> dict[str, str]:
-        """Per kind, hash of all that its pictures depend on besides their subjects."""
-        verify = self.model_fingerprint("faces", "embedder")
-        copied = fingerprint("references", REVISION["references"])
-        references = self.config.references
-        inpainted = fingerprint(copied, references.inpainted.prompt, self.model_fingerprint("inpainter"), verify)
-        moved = fingerprint(copied, list(references.moved.prompts), self.model_fingerprint("editor"), verify)
-        return {
-            "original": copied,
-            "other_frame": copied,
-            "cross_clip": copied,
-            "inpainted": inpainted,
-            "moved": moved,
-        }
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self.fingerprints)
-
-    @cached_property
-    def _wanted(self) -> list[ReferenceSpec]:
-        references = self.config.references
-        videos = {row["clip_id"]: row["video_id"] for row in self.workspace.rows(Clip, ["clip_id", "video_id"])}
-        kept = kept_ids(self.workspace, "subject")
-        subjects = compared_subjects(self.workspace, kept, frames=references.other_frame.count > 0)
-        return plan_references(subjects, videos, references, self.fingerprints)
-
-    def clean(self) -> None:
-        """Delete references that are no longer wanted."""
-        wanted = {spec.reference_id for spec in self._wanted}
-        self.workspace.delete(Reference, "reference_id", set(self.workspace.column(Reference, "reference_id")) - wanted)
-
-    def plan(self) -> list[Item]:
-        known = set(self.workspace.column(Reference, "reference_id"))
-        where, version = row_ids(self.workspace, Subject)
-        todo: dict[str, list[ReferenceSpec]] = defaultdict(list)
-        for spec in self._wanted:
-            if spec.reference_id not in known:
-                todo[spec.target_id].append(spec)
-        return [
-            Item(
-                target,
-                f"subject {target}",
-                float(len(specs)),
-                SubjectReferences(specs, version, _rows_of(specs, where)),
-            )
-            for target, specs in sorted(todo.items())
-        ]
-
-    def tasks(self, stage: str) -> tuple[str, ...]:
-        references = self.config.references
-        asked = {"inpainter": references.inpainted.count, "editor": references.moved.count}
-        return tuple(task for task in super().tasks(stage) if asked.get(task, 1))
-
-    def stage(self, name: str) -> Stage:
-        models = dict(zip(self.tasks(name), self.loaded(name), strict=True))
-        painters = Painters(
-            inpainter=models.get("inpainter"),
-            inpainted_by=self._method("inpainter"),
-            editor=models.get("editor"),
-            moved_by=self._method("editor"),
-        )
-        synthesise = SynthesiseStage(self.config.references, painters, models["embedder"], models["faces"])
-        return ReferenceStage(synthesise, self.workspace)
-
-    def _method(self, task: str) -> str:
-        config = self.config.models.chosen().get(task)
-        return f"{config.backend}@{registry.fingerprint(config, self.config.models.root)}" if config else ""
-
-    def rows(self, value: Sequence[Reference]) -> Sequence[Record]:
-        return value
-
-    def finish(self) -> None:
-        """Give the new references their verdicts."""
-        write_verdicts(self.workspace, self.config)
-
-
-@dataclass(frozen=True, slots=True)
-class SubjectReferences:
-    """References to be made for one subject, and where the subjects that they need lie in their table."""
-
-    specs: list[ReferenceSpec]
-    version: int
-    row_ids: list[int]
-
-
-@dataclass(frozen=True)
-class ReferenceStage:
-    """Reads the subjects that a batch's references need, and makes the references of all in one go."""
-
-    synthesise: SynthesiseStage
-    workspace: Workspace
-
-    def run(self, batch: Sequence[SubjectReferences]) -> list[list[Reference]]:
-        """References of each subject, in the order of its specs."""
-        subjects: dict[str, Subject] = {}
-        for value in batch:
-            found = self.workspace.take(Subject, value.row_ids, value.version)
-            subjects |= {subject.subject_id: subject for subject in found}
-        made = iter(self.synthesise.run([spec for value in batch for spec in value.specs], subjects))
-        return [[next(made) for _ in value.specs] for value in batch]
-
-
 class Encode(Step):
     """Clips that samples are made of into ``encodings``."""
 
@@ -554,6 +437,24 @@ def kept_ids(workspace: Workspace, kind: str) -> set[str]:
     return {row["id"] for row in workspace.rows(Verdict, ["id"], where=f"kind = '{kind}' AND keep")}
 
 
+def videos_by_clip(workspace: Workspace) -> dict[str, str]:
+    """The video of each clip."""
+    return {row["clip_id"]: row["video_id"] for row in workspace.rows(Clip, ["clip_id", "video_id"])}
+
+
+def proved_references(
+    workspace: Workspace, columns: Sequence[str] = REFERENCE_NUMBERS, where: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """The references that have been measured, in the order of their ids: these columns, and all of their proofs.
+
+    ``where`` is an SQL condition on ``reference_id``.
+    """
+    proofs = workspace.read(Proof, where=where).drop_columns("fingerprint")
+    whole = workspace.read(Reference, columns, where).join(proofs, "reference_id", join_type="inner")
+    for batch in whole.sort_by("reference_id").to_batches(ROWS_PER_BATCH):
+        yield from batch.to_pylist()
+
+
 def clips_with_references(workspace: Workspace) -> set[str]:
     """Clips that pass and have a subject with a reference that passes: those that become samples."""
     references = kept_ids(workspace, "reference")
@@ -576,7 +477,7 @@ def write_verdicts(workspace: Workspace, config: Config) -> list[Verdict]:
         workspace.rows(Clip, ["clip_id", "dropped"]),
         workspace.rows(Score),
         workspace.rows(Subject, SUBJECT_MEASURES),
-        workspace.rows(Reference, REFERENCE_NUMBERS),
+        proved_references(workspace),
         config.select,
     )
     if not Verdict.to_table(verdicts).equals(workspace.read(Verdict)):
@@ -587,7 +488,3 @@ def write_verdicts(workspace: Workspace, config: Config) -> list[Verdict]:
 def _records(record: type[R], table: pa.Table) -> Iterator[R]:
     for batch in table.to_batches(ROWS_PER_BATCH):
         yield from map(record.from_row, batch.to_pylist())
-
-
-def _rows_of(specs: Iterable[ReferenceSpec], where: dict[str, int]) -> list[int]:
-    return sorted({where[subject] for spec in specs for subject in (spec.target_id, spec.source_id)})

@@ -22,21 +22,35 @@ COMPARED = (
     "face",
     "face_embedding",
     "image_embedding",
+    "area",
+    "time",
+    "box",
+    "crop_box",
+    "frame_width",
+    "frame_height",
+    "phash",
+    "shape",
+    "surroundings",
     "fingerprint",
 )
 """What subjects are compared by."""
+FRAME = (
+    *("time", "area", "phash", "shape", "surroundings", "image_embedding"),
+    *("sharpness", "border", "mask_score", "face", "face_pose"),
+)
+"""What their frames are compared by."""
+VECTORS = ("face_embedding", "image_embedding", "surroundings", "face_pose")
 
 
 def compared_subjects(workspace: Workspace, kept: set[str], *, frames: bool) -> Iterator[dict[str, Any]]:
-    """Rows of these subjects with what they are compared by, a few at a time.
+    """Rows of these subjects with what they are compared by, a few at a time; of their frames where ``frames`` asks.
 
-    ``face_embedding`` and ``image_embedding`` are 64-bit arrays ``(embedding,)`` or nothing, and so is the only value
-    of each frame, ``image_embedding``, where ``frames`` asks for them. Arrays share the memory of what was read with
-    them: copy those that are to stay.
+    Embeddings, surroundings and poses are 64-bit arrays, or nothing. They share the memory of what was read with them:
+    copy those that are to stay.
     """
     for batch in workspace.batches(Subject, (*COMPARED, *(["frames"] if frames else []))):
         columns: dict[str, Sequence[Any]] = {
-            name: vectors(batch[name]) if name.endswith("_embedding") else batch[name].to_pylist() for name in COMPARED
+            name: vectors(batch[name]) if name in VECTORS else batch[name].to_pylist() for name in COMPARED
         }
         if frames:
             columns["frames"] = _frames(batch["frames"])
@@ -58,7 +72,8 @@ def vectors(lists: pa.ListArray) -> list[npt.NDArray[np.float64] | None]:
 
 
 def _frames(lists: pa.ListArray) -> list[list[dict[str, Any]]]:
-    embeddings = iter(vectors(pc.struct_field(lists.flatten(), "image_embedding")))
-    return [
-        [{"image_embedding": next(embeddings)} for _ in range(count)] for count in lists.value_lengths().to_pylist()
-    ]
+    flat = lists.flatten()
+    columns = {name: pc.struct_field(flat, name) for name in FRAME}
+    values = [vectors(column) if name in VECTORS else column.to_pylist() for name, column in columns.items()]
+    rows = (dict(zip(FRAME, row, strict=True)) for row in zip(*values, strict=True))
+    return [[next(rows) for _ in range(count)] for count in lists.value_lengths().to_pylist()]

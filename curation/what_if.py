@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from curation.config import Config
-from curation.steps import REFERENCE_NUMBERS, SUBJECT_MEASURES
+from curation.steps import SUBJECT_MEASURES, proved_references
 from curation.workspace import Workspace
-from stages.records import Annotation, Clip, Reference, Score, Subject, Verdict
+from stages.records import Annotation, Clip, Score, Subject, Verdict
 from stages.select import SelectConfig, decide
 
 
@@ -36,7 +36,7 @@ def show_what_if(workspace: Workspace, config: Config, changed: SelectConfig, co
 
 
 def _outcome(workspace: Workspace, select: SelectConfig) -> Counter[str]:
-    references = workspace.read(Reference, REFERENCE_NUMBERS).to_pylist()
+    references = list(proved_references(workspace))
     subjects = workspace.read(Subject, SUBJECT_MEASURES).to_pylist()
     verdicts = decide(
         workspace.read(Clip, ["clip_id", "dropped"]).to_pylist(),

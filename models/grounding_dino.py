@@ -36,6 +36,8 @@ class GroundingDino:
     ``min_score`` and the word ``min_text_score``.
     """
 
+    class_free = False
+
     class Config(OpenVocabularyConfig):
         """Options of ``backend: grounding_dino``."""
 

@@ -41,6 +41,8 @@ class MotionSaliency:
     flat, or whose shorter side is under 16 pixels at working size, has no detection.
     """
 
+    class_free = True
+
     class Config(BackendConfig):
         """Options of ``backend: motion_saliency``."""
 

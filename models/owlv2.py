@@ -18,6 +18,8 @@ from models.torch_device import placed
 class Owlv2:
     """Boxes of the subjects that a clip's words name. A box goes to the word that fits it best, scored by that fit."""
 
+    class_free = False
+
     class Config(OpenVocabularyConfig):
         """Options of ``backend: owlv2``."""
 

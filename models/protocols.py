@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -137,6 +137,9 @@ class Captioner(Protocol):
 
 class Detector(Protocol):
     """Finds the subjects that words name."""
+
+    class_free: ClassVar[bool]
+    """Whether it finds things without knowing what they are: then its words are only those that it was given."""
 
     def detect(
         self, clips: Sequence[Sequence[Keyframe]], words: Sequence[Sequence[str]]

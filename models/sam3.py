@@ -25,6 +25,8 @@ class Sam3:
     forward in time alone: a subject begins where it is first found.
     """
 
+    class_free = False
+
     class Config(HubConfig):
         """Options of ``backend: sam3``."""
 

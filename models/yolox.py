@@ -42,6 +42,8 @@ class Yolox:
     not know. Between equals the first word wins, since the network cannot tell a man from a woman.
     """
 
+    class_free = False
+
     class Config(BackendConfig):
         """Options of ``backend: yolox``."""
 

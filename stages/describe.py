@@ -27,6 +27,7 @@ from models.protocols import (
 )
 from models.vocabulary import category_of
 from stages.config import Section
+from stages.difference import shape_bits, surroundings
 from stages.measure import (
     area,
     border_contact,
@@ -38,7 +39,7 @@ from stages.measure import (
     straightness,
     subject_sharpness,
 )
-from stages.picture import encode_png
+from stages.picture import encode_png, resized_mask
 from stages.records import Subject, SubjectFrame
 from stages.track import Candidate, Track, link, suppress
 from stages.view import ClipView
@@ -393,6 +394,12 @@ def _subject(kept: _Kept, similarities: Sequence[float | None], config: Describe
         # Roll tilts a face, which still looks at the camera.
         face_turn=max(map(abs, best.face_pose[:2])) if best.face_pose else None,
         image_embedding=_unit_mean([np.asarray(frame.image_embedding, np.float32) for frame in frames]),
+        time=best.time,
+        box=best.box,
+        crop_box=best.crop_box,
+        phash=best.phash,
+        shape=best.shape,
+        surroundings=best.surroundings,
         fingerprint=kept.fingerprint,
     )
 
@@ -409,6 +416,7 @@ def _frame(
     sighting: _Sighting, cropped: tuple[Image, tuple[int, int, int, int]], similarity: float | None
 ) -> SubjectFrame:
     crop, crop_box = cropped
+    x0, y0, x1, y1 = crop_box
     box = box_of(sighting.mask)
     face = sighting.face
     return SubjectFrame(
@@ -431,6 +439,8 @@ def _frame(
         image_embedding=sighting.candidate.appearance.tolist(),
         image_text=similarity,
         phash=perceptual_hash(crop),
+        shape=shape_bits(sighting.mask),
+        surroundings=surroundings(crop, resized_mask(sighting.mask[y0:y1, x0:x1], crop)),
     )
 
 

@@ -1,37 +1,46 @@
-"""Which pictures each subject shall have as references, decided on stored numbers alone.
+"""Which subjects are one individual in different pictures, and which are known to be others.
 
-The plan is a list of :class:`ReferenceSpec`; its ids come from everything that the picture will be made from, so a
-spec whose id is already in the table needs no work.
+All of it is decided on stored numbers. Subjects are put into groups that are compared within: people who are known by
+their faces all together, everything else by its word. A group is searched by a :class:`stages.search.Neighbours`,
+exact or not, so that nothing here depends on how many subjects there are.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.config import Section
+from stages.difference import Look, difference
+from stages.identity import identities
+from stages.search import Neighbours, exact
 
 Row = Mapping[str, Any]
-SIMILARITY_BLOCK = 128
-"""Targets compared at once: bounds the memory of the similarity matrix."""
-DECIMALS = 5
-"""To which cosines are compared. What lies beyond them depends on the block, and would tell equal ones apart."""
-NO_SEED = 0
-"""Of pictures that are made without chance: another seed is no reason to make them anew."""
+Vectors = npt.NDArray[np.float32]
+"""Unit vectors, shape ``(subjects, embedding)``."""
+Search = Callable[[Vectors], AbstractContextManager[Neighbours]]
+"""Makes vectors searchable for as long as its context is open."""
+Category = Literal["person", "animal", "vehicle", "plant", "object"]
 
-
-class OtherFrameConfig(Section):
-    """References from another moment of the target's own clip."""
-
-    count: int = Field(2, ge=0)
-    """Most pictures per subject; 0 turns the kind off."""
+LIVING = ("person", "animal", "plant")
+SEARCHED_AT_ONCE = 4096
+CANDIDATES = 64
+"""Most alike subjects within the bounds that are looked at for each target."""
+ALL_LINKS = 20_000
+"""Largest group in which every two subjects of one individual are found, however many there are of it."""
+SPEAKERS = 16
+"""Subjects that speak for a large individual where a group is larger."""
+BELOW = 1e-5
+"""Cosines are compared to five decimals: the step from one to the next."""
+DECIMALS = 6
+"""To which differences are compared: what follows from rounding breaks no tie."""
 
 
 class IdentityRule(Section):
@@ -40,13 +49,19 @@ class IdentityRule(Section):
     by: Literal["face", "image", "none"]
     """Embedding that proves it; `none` makes no pairs of this category."""
     min: float = Field(ge=-1, le=1)
-    """Least cosine: below it lie other individuals."""
+    """Least cosine: below it lie other individuals. `s2v calibrate` proposes it."""
     max: float = Field(ge=-1, le=1)
     """Largest cosine: above it lie copies."""
     min_face: float = Field(0.0, ge=0, le=1)
     """Least detector score of both faces: the embedding of an unsure face is anybody's."""
     scope: Literal["anywhere", "same_video", "other_video"] = "anywhere"
     """Which clips may be paired: any other clip, only those of the same video, or only those of other videos."""
+    trust_looks: bool = False
+    """Whether living things of different videos may be paired by their looks, without a face that proves it."""
+    min_difference: float = Field(0.0, ge=0, le=1)
+    """Least difference of both pictures by stored numbers: mean of pose, background, size and perceptual hash."""
+    min_seconds: float = Field(0.0, ge=0)
+    """Least time between both pictures where they are of one video."""
 
 
 class CrossClipConfig(Section):
@@ -54,57 +69,18 @@ class CrossClipConfig(Section):
 
     count: int = Field(2, ge=0)
     """Most pictures per subject; 0 turns the kind off."""
-    rules: dict[Literal["person", "animal", "vehicle", "plant", "object"], IdentityRule] = Field({})
+    rules: dict[Category, IdentityRule] = Field({})
     """One rule per category; categories without one make no pairs."""
 
-
-class InpaintedConfig(Section):
-    """References whose subject is kept and whose background is painted anew."""
-
-    count: int = Field(1, ge=0)
-    """Pictures per subject, each with its own seed; 0 turns the kind off."""
-    prompt: str = "a plain, natural background"
-    """What to paint, for inpainters that read a prompt."""
-
-
-class MovedConfig(Section):
-    """References in which a network shows the subject in another pose or place: motion change."""
-
-    count: int = Field(0, ge=0)
-    """Pictures per subject, each with its own seed and the next of the prompts; 0 turns the kind off."""
-    prompts: tuple[str, ...] = Field(
-        (
-            "The same {word} seen from another side, in another pose, alone on a plain white background.",
-            "The same {word} in the middle of a movement, alone on a plain white background.",
-        ),
-        min_length=1,
-    )
-    """What to show, for editors that read a prompt; `{word}` is the subject's word."""
-
-
-class ReferencesConfig(Section):
-    """Which references are made. `original`, the cut-out on white, always is."""
-
-    seed: int = 0
-    """Changes every picture that is made with chance."""
-    other_frame: OtherFrameConfig = OtherFrameConfig()
-    cross_clip: CrossClipConfig = CrossClipConfig()
-    inpainted: InpaintedConfig = InpaintedConfig()
-    moved: MovedConfig = MovedConfig()
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceSpec:
-    """A picture to be made: frame ``frame`` of subject ``source_id``, made into a reference of ``target_id``."""
-
-    reference_id: str
-    kind: str
-    target_id: str
-    source_id: str
-    frame: int
-    seed: int
-    identity_by: str
-    fingerprint: str
+    @model_validator(mode="after")
+    def _living_things_are_proven(self) -> CrossClipConfig:
+        for category, rule in self.rules.items():
+            if category in LIVING and rule.by == "image" and rule.scope != "same_video" and not rule.trust_looks:
+                raise ValueError(
+                    f"rules.{category}: living things look alike, and nothing but a face tells those of different "
+                    "videos apart. Set scope: same_video or by: face, or trust_looks: true to pair them all the same"
+                )
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,99 +90,46 @@ class Individual:
     subject_id: str
     clip_id: str
     best: int
-    identity_by: str
-    """Embedding by which its pictures are told to show it: ``face`` or ``image``."""
     fingerprint: str
 
     @classmethod
     def of(cls, subject: Row) -> Individual:
         """``subject`` is a row of ``subjects``."""
-        by_face = subject["category"] == "person" and subject["face_embedding"] is not None
-        return cls(
-            subject_id=subject["subject_id"],
-            clip_id=subject["clip_id"],
-            best=subject["best"],
-            identity_by="face" if by_face else "image",
-            fingerprint=subject["fingerprint"],
-        )
+        return cls(subject["subject_id"], subject["clip_id"], subject["best"], subject["fingerprint"])
 
 
-def plan_references(
-    subjects: Iterable[Row], videos: Mapping[str, str], config: ReferencesConfig, fingerprints: Mapping[str, str]
-) -> list[ReferenceSpec]:
-    """Specs of every reference that the passing subjects shall have, sorted by id.
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A subject that is known to be another one than a target: of its own clip, or too unlike to be the same."""
 
-    Args:
-        subjects: rows of ``subjects`` that passed, gone through once. Embeddings may be lists or arrays; of a frame
-            no more is read than ``image_embedding``, and frames not at all where `other_frame` is turned off.
-        videos: the video of each clip.
-        config: kinds, counts and identity bounds.
-        fingerprints: per kind, hash of the configuration that makes its pictures.
-    """
-    specs = []
-    crowd = _Crowd(config.cross_clip.rules if config.cross_clip.count else {})
-    for row in subjects:
-        own = Individual.of(row)
-        specs.append(_spec("original", own, own, own.best, NO_SEED, fingerprints))
-        if config.other_frame.count:
-            for frame in most_different(row)[: config.other_frame.count]:
-                specs.append(_spec("other_frame", own, own, frame, NO_SEED, fingerprints))
-        for kind, count in (("inpainted", config.inpainted.count), ("moved", config.moved.count)):
-            for number in range(count):
-                specs.append(_spec(kind, own, own, own.best, config.seed + number, fingerprints))
-        crowd.add(row, own)
-    for target, source in _cross_pairs(crowd, videos, config.cross_clip.count):
-        specs.append(_spec("cross_clip", target, source, source.best, NO_SEED, fingerprints))
-    return sorted(specs, key=lambda spec: spec.reference_id)
-
-
-def most_different(subject: Row) -> list[int]:
-    """The subject's kept frames besides its best, the one whose look differs most from the best first."""
-    frames = subject["frames"]
-    best = np.asarray(frames[subject["best"]]["image_embedding"])
-    others = [number for number in range(len(frames)) if number != subject["best"]]
-    return sorted(others, key=lambda number: (float(best @ np.asarray(frames[number]["image_embedding"])), number))
-
-
-def cross_pairs(
-    subjects: Iterable[Row], videos: Mapping[str, str], config: CrossClipConfig
-) -> Iterator[tuple[Individual, Individual]]:
-    """``(target, source)`` pairs of the same individual in different clips, at most ``count`` sources per target.
-
-    A source is taken when the cosine lies within the rule's bounds. Sources from other videos come first, then the
-    most alike; ties are broken by id, so the order of the rows does not matter.
-    """
-    return _cross_pairs(_crowd(subjects, config), videos, config.count)
-
-
-def same_individuals(subjects: Iterable[Row], config: CrossClipConfig) -> Iterator[tuple[str, str]]:
-    """Pairs of clips that show one individual by the rules' lower bounds, near-copies included.
-
-    Args:
-        subjects: rows of ``subjects``, gone through once; their frames are not read.
-        config: the rules.
-    """
-    for rule, members, target, cosines in _crowd(subjects, config).compared():
-        for index in np.flatnonzero(cosines >= rule.min).tolist():
-            if members[index].clip_id > target.clip_id:
-                yield target.clip_id, members[index].clip_id
+    subject_id: str
+    fingerprint: str
 
 
 @dataclass(slots=True)
 class _Group:
-    """Subjects that may be one individual, and the unit vector of each; ``(embedding,)`` of 32-bit floats."""
+    """Subjects that may be one individual, in the order of their ids, and the unit vector and look of each."""
 
     rule: IdentityRule
     members: list[Individual] = field(default_factory=list)
     vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
 
 
-class _Crowd:
-    """Subjects in groups that are compared within. It holds one vector per subject, and nothing else that is large."""
+class Crowd:
+    """Subjects in groups that are compared within. It holds a vector and a look per subject, and nothing that is large.
 
-    def __init__(self, rules: Mapping[Any, IdentityRule]) -> None:
+    Args:
+        rules: what subjects of each category are known by.
+        videos: the video of each clip.
+        apart: whether subjects that may only be paired within a video are put into a group per video.
+    """
+
+    def __init__(self, rules: Mapping[Any, IdentityRule], videos: Mapping[str, str], *, apart: bool) -> None:
         self._rules = rules
-        self._groups: dict[tuple[str, str], _Group] = {}
+        self._videos = videos
+        self._apart = apart
+        self._groups: dict[tuple[str, str, str], _Group] = {}
 
     def add(self, subject: Row, individual: Individual) -> None:
         """Put a subject into its group, if a rule says what it is known by."""
@@ -214,82 +137,158 @@ class _Crowd:
         if rule is None or not _can_prove(subject, rule):
             return
         # People are compared across words (a "man" may be a "chef" elsewhere): the face decides.
-        name = subject["category"], "" if rule.by == "face" else subject["word"]
-        group = self._groups.setdefault(name, _Group(rule))
+        word = "" if rule.by == "face" else subject["word"]
+        video = self._videos[subject["clip_id"]] if self._apart and rule.scope == "same_video" else ""
+        group = self._groups.setdefault((subject["category"], word, video), _Group(rule))
         group.members.append(individual)
         group.vectors.append(_unit(np.asarray(subject[f"{rule.by}_embedding"], np.float32)))
+        group.looks.append(Look.of(subject))
 
-    def compared(self) -> Iterator[tuple[IdentityRule, list[Individual], Individual, npt.NDArray[np.float32]]]:
-        """Every subject with its cosines to all the members of its group, a block of subjects at a time.
-
-        Groups are given up one by one: this can be done once.
-        """
+    def groups(self) -> Iterator[tuple[IdentityRule, list[Individual], Vectors, list[Look]]]:
+        """Each group, its subjects by id. They are given up one by one: this can be done once."""
         for name in sorted(self._groups):
             group = self._groups.pop(name)
             order = sorted(range(len(group.members)), key=lambda number: group.members[number].subject_id)
-            members = [group.members[number] for number in order]
             vectors = np.stack([group.vectors[number] for number in order])
             group.vectors.clear()
-            for start in range(0, len(members), SIMILARITY_BLOCK):
-                block = vectors[start : start + SIMILARITY_BLOCK] @ vectors.T
-                np.round(block, DECIMALS, out=block)
-                for target, cosines in zip(members[start:], block, strict=False):
-                    yield group.rule, members, target, cosines
+            yield (
+                group.rule,
+                [group.members[number] for number in order],
+                vectors,
+                [group.looks[number] for number in order],
+            )
 
 
-def _crowd(subjects: Iterable[Row], config: CrossClipConfig) -> _Crowd:
-    crowd = _Crowd(config.rules)
-    for subject in subjects:
-        crowd.add(subject, Individual.of(subject))
-    return crowd
+def cross_pairs(
+    crowd: Crowd, videos: Mapping[str, str], count: int, search: Search = exact
+) -> Iterator[tuple[Individual, Individual]]:
+    """``(target, source)`` pairs of the same individual in different clips, at most ``count`` sources per target.
+
+    A source is taken when the cosine lies within the rule's bounds and the pictures differ enough. Sources from other
+    videos come first, then those whose pictures differ most; ties are broken by id, so the order of rows does not
+    matter. Of a group larger than the search is exact for, the most alike within the bounds are looked at.
+
+    Args:
+        crowd: the subjects, with ``apart``; it is used up.
+        videos: the video of each clip.
+        count: most sources per target.
+        search: how a group's vectors are searched.
+    """
+    for rule, members, vectors, looks in crowd.groups():
+        clips = _numbered(member.clip_id for member in members)
+        films = _numbered(videos[member.clip_id] for member in members)
+        for target, near, _ in _near(vectors, rule.min, rule.max, CANDIDATES, search):
+            near = near[(clips[near] != clips[target]) & _in_scope(films[near] == films[target], rule)]
+            same = films[near] == films[target]
+            differences = [
+                difference(looks[target], looks[index], same_video=bool(is_same))
+                for index, is_same in zip(near.tolist(), same, strict=True)
+            ]
+            order = sorted(
+                (bool(is_same), -round(apart.overall, DECIMALS), index)
+                for index, is_same, apart in zip(near.tolist(), same, differences, strict=True)
+                if apart.overall >= rule.min_difference and (apart.seconds is None or apart.seconds >= rule.min_seconds)
+            )
+            for _, _, index in order[:count]:
+                yield members[target], members[index]
 
 
-def _cross_pairs(crowd: _Crowd, videos: Mapping[str, str], count: int) -> Iterator[tuple[Individual, Individual]]:
-    for rule, members, target, cosines in crowd.compared():
-        near = np.flatnonzero((cosines >= rule.min) & (cosines <= rule.max))
-        found = [
-            (videos[target.clip_id] == videos[members[index].clip_id], -float(cosines[index]), index)
-            for index in near.tolist()
-            if _in_scope(target, members[index], videos, rule)
-        ]
-        for _, _, index in sorted(found)[:count]:
-            yield target, members[index]
+def same_subjects(crowd: Crowd, search: Search = exact) -> Iterator[tuple[str, str]]:
+    """Pairs of subjects that are one individual by the rules' lower bounds, near-copies included.
+
+    They link every two subjects of an individual, directly or through others. In a group of at most `ALL_LINKS`
+    subjects all pairs are found; in a larger one each subject's nearest, and then the nearest of a few that speak for
+    each individual found so far, until no two are one any more.
+
+    Args:
+        crowd: the subjects, not ``apart``; it is used up.
+        search: how a group's vectors are searched.
+    """
+    for rule, members, vectors, _ in crowd.groups():
+        names = [member.subject_id for member in members]
+        for a, b in _links(vectors, rule.min, search):
+            yield names[a], names[b]
+
+
+def rivals(crowd: Crowd, count: int, search: Search = exact) -> Iterator[tuple[str, list[Rival]]]:
+    """For each subject that a rule can tell from others, those most like it of whom the rule says that they are others.
+
+    Args:
+        crowd: the subjects, not ``apart``; it is used up.
+        count: most rivals per subject, the most alike first.
+        search: how a group's vectors are searched.
+    """
+    for rule, members, vectors, _ in crowd.groups():
+        for target, near, _ in _near(vectors, -1.0, rule.min - BELOW, count, search):
+            others = (members[index] for index in near.tolist())
+            yield members[target].subject_id, [Rival(other.subject_id, other.fingerprint) for other in others]
+
+
+def _near(
+    vectors: Vectors, low: float, high: float, most: int, search: Search
+) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """Every vector's number, with the numbers and cosines of its neighbours within the bounds."""
+    with search(vectors) as neighbours:
+        for start in range(0, len(vectors), SEARCHED_AT_ONCE):
+            rows = np.arange(start, min(start + SEARCHED_AT_ONCE, len(vectors)))
+            for row, (near, cosines) in zip(rows.tolist(), neighbours.within(rows, low, high, most), strict=True):
+                yield row, near, cosines
+
+
+def _links(vectors: Vectors, low: float, search: Search) -> Iterator[tuple[int, int]]:
+    if len(vectors) <= ALL_LINKS:
+        yield from _pairs(vectors, low, len(vectors), search)
+        return
+    found = list(_pairs(vectors, low, CANDIDATES, search))
+    speakers = _speakers(len(vectors), found)
+    # Only where a subject has more neighbours than were asked for can a link have been missed.
+    while len(speakers) > SPEAKERS:
+        found += [(int(speakers[a]), int(speakers[b])) for a, b in _pairs(vectors[speakers], low, 2 * SPEAKERS, search)]
+        before, speakers = len(speakers), _speakers(len(vectors), found)
+        if len(speakers) == before:
+            break
+    yield from found
+
+
+def _pairs(vectors: Vectors, low: float, most: int, search: Search) -> Iterator[tuple[int, int]]:
+    for row, near, _ in _near(vectors, low, 1.0 + BELOW, most, search):
+        for other in near[near > row].tolist() if most >= len(vectors) else near.tolist():
+            yield row, other
+
+
+def _speakers(size: int, links: Iterable[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """A few numbers of each individual that has more subjects than were looked at, evenly from all of its own."""
+    digits = len(str(size))
+    named = identities(
+        [f"{number:0{digits}}" for number in range(size)], ((f"{a:0{digits}}", f"{b:0{digits}}") for a, b in links)
+    )
+    members: dict[str, list[int]] = defaultdict(list)
+    for number, name in enumerate(named.values()):
+        members[name].append(number)
+    large = (numbers for numbers in members.values() if len(numbers) > CANDIDATES)
+    few = [numbers[:: len(numbers) // SPEAKERS][:SPEAKERS] for numbers in large]
+    return np.array(sorted(number for numbers in few for number in numbers), np.int64)
+
+
+def _numbered(names: Iterable[str]) -> npt.NDArray[np.int64]:
+    """A number for each name, equal for equal names."""
+    known: dict[str, int] = {}
+    return np.array([known.setdefault(name, len(known)) for name in names], np.int64)
 
 
 def _can_prove(subject: Row, rule: IdentityRule) -> bool:
     return rule.by != "none" and subject[f"{rule.by}_embedding"] is not None and subject["face"] >= rule.min_face
 
 
-def _in_scope(target: Individual, source: Individual, videos: Mapping[str, str], rule: IdentityRule) -> bool:
-    if target.clip_id == source.clip_id:
-        return False
-    same = videos[target.clip_id] == videos[source.clip_id]
-    return rule.scope == "anywhere" or same == (rule.scope == "same_video")
+def _in_scope(same_video: npt.NDArray[np.bool_], rule: IdentityRule) -> npt.NDArray[np.bool_]:
+    match rule.scope:
+        case "same_video":
+            return same_video
+        case "other_video":
+            return ~same_video
+    return np.ones_like(same_video)
 
 
 def _unit(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     unit: npt.NDArray[np.float32] = (vector / np.maximum(np.linalg.norm(vector, axis=-1), 1e-9)).astype(np.float32)
     return unit
-
-
-def _spec(
-    kind: str, target: Individual, source: Individual, frame: int, seed: int, fingerprints: Mapping[str, str]
-) -> ReferenceSpec:
-    fingerprint = _fingerprint(fingerprints[kind], target.fingerprint, source.fingerprint)
-    parts = (kind, target.subject_id, source.subject_id, frame, seed, fingerprint)
-    return ReferenceSpec(
-        reference_id=hashlib.sha256(":".join(map(str, parts)).encode()).hexdigest()[:16],
-        kind=kind,
-        target_id=target.subject_id,
-        source_id=source.subject_id,
-        frame=frame,
-        seed=seed,
-        identity_by=target.identity_by,
-        fingerprint=fingerprint,
-    )
-
-
-@lru_cache(maxsize=1024)
-def _fingerprint(*parts: str) -> str:
-    # Remembered, so that the many specs that share a fingerprint share one string.
-    return hashlib.sha256(":".join(parts).encode()).hexdigest()[:16]

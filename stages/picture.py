@@ -38,13 +38,17 @@ def subject_crop(subject: Subject, frame: int) -> tuple[Image, Mask]:
     x0, y0, x1, y1 = subject.frames[frame].crop_box
     whole = decode_rle(subject.frames[frame].mask, subject.frame_height, subject.frame_width)
     # Large crops are stored smaller than they were in the frame.
-    size = (crop.shape[1], crop.shape[0])
-    mask = cv2.resize(whole[y0:y1, x0:x1].astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-    return crop, cast(Mask, mask > 0)
+    return crop, resized_mask(whole[y0:y1, x0:x1], crop)
 
 
-def cut_out(crop: Image, mask: Mask, *, margin: float = 0.04, feather: float = 1.0) -> Image:
-    """The subject alone on white, its box in the middle of a small margin; RGB.
+def resized_mask(mask: Mask, picture: Image) -> Mask:
+    """The mask in the size of a picture."""
+    size = (picture.shape[1], picture.shape[0])
+    return cast(Mask, cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0)
+
+
+def cut_out(crop: Image, mask: Mask, *, margin: float = 0.04, feather: float = 1.0) -> tuple[Image, Mask]:
+    """The subject alone on white, its box in the middle of a small margin: RGB, and its mask there.
 
     ``margin`` is a share of the box's longer side. ``feather`` is the width in pixels (a Gaussian's sigma) over which
     the edge fades to white; 0 cuts hard. Raises ``ValueError`` for an empty mask.
@@ -52,15 +56,16 @@ def cut_out(crop: Image, mask: Mask, *, margin: float = 0.04, feather: float = 1
     x0, y0, x1, y1 = box_of(mask)
     pad = round(margin * max(x1 - x0, y1 - y0))
     white = np.full((y1 - y0 + 2 * pad, x1 - x0 + 2 * pad, 3), 255, np.uint8)
-    alpha = np.zeros(white.shape[:2], np.float32)
+    inside = np.zeros(white.shape[:2], bool)
     inner = np.s_[pad : pad + y1 - y0, pad : pad + x1 - x0]
     white[inner] = crop[y0:y1, x0:x1]
-    alpha[inner] = mask[y0:y1, x0:x1]
+    inside[inner] = mask[y0:y1, x0:x1]
+    alpha = inside.astype(np.float32)
     if feather > 0:
         # Inwards only: a fade outwards would show a rim of the background.
         alpha *= np.clip(2 * cv2.GaussianBlur(alpha, (0, 0), feather, borderType=cv2.BORDER_CONSTANT) - 1, 0, 1)
     blended = white * alpha[..., None] + 255 * (1 - alpha[..., None])
-    return cast(Image, np.rint(blended).astype(np.uint8))
+    return cast(Image, np.rint(blended).astype(np.uint8)), inside
 
 
 def foreground(picture: Image, *, tolerance: int = 12) -> Mask:

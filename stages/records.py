@@ -17,7 +17,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 
@@ -187,6 +187,11 @@ class SubjectFrame:
     image_text: float | None
     """Cosine of crop and word, where an image-text model is configured."""
     phash: int
+    """64-bit perceptual hash of the crop, as a signed integer."""
+    shape: int
+    """The mask's shape on an 8 x 8 grid, centred and of one size: a bit per cell, as a signed integer."""
+    surroundings: list[float]
+    """Mean Lab colours around the subject, 8 places of the crop; 24 numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +239,13 @@ class Subject(Record):
     """Degrees that the face is turned up, down or aside from the camera, where the face model tells; [0, 180]."""
     image_embedding: list[float]
     """Unit mean over the kept frames."""
+    time: float
+    """Seconds from the start of the video."""
+    box: list[float]
+    crop_box: list[int]
+    phash: int
+    shape: int
+    surroundings: list[float]
     fingerprint: str
 
 
@@ -251,9 +263,14 @@ class Verdict(Record):
     reasons: list[str]
 
 
+Kind = Literal["original", "other_frame", "cross_clip", "inpainted", "augmented", "moved", "swapped"]
+KIND_ORDER: tuple[Kind, ...] = typing.get_args(Kind)
+"""Kinds of references in the order in which a sample holds them: the surest first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reference(Record):
-    """A picture of a subject for a model to look at, and the proof that it shows that subject differently."""
+    """A picture of a subject for a model to look at, and where it came from. What it proves stands in ``proofs``."""
 
     table: ClassVar[str] = "references"
     key: ClassVar[str] = "reference_id"
@@ -262,24 +279,74 @@ class Reference(Record):
     subject_id: str
     """The target: whose video the picture will stand beside."""
     kind: str
+    """One of `KIND_ORDER`."""
     source_subject_id: str
     source_clip_id: str
     source_time: float
+    source_frame: int
+    """Number of the frame among the source's kept ones."""
+    scene_subject_id: str | None
+    """Of ``swapped``: the subject whose place the source has taken."""
     image: bytes
     """PNG, RGB."""
+    mask: str
+    """Where in the picture the subject is; COCO run-length encoding (the ``counts`` string)."""
     width: int
     height: int
     method: str
     """How the picture was made, with the model's name and revision where one was used."""
     seed: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proof(Record):
+    """What was measured of a reference: that it shows its target, and that it shows it differently. No verdict."""
+
+    table: ClassVar[str] = "proofs"
+    key: ClassVar[str] = "reference_id"
+
+    reference_id: str
     identity_similarity: float
     """Cosine between the embeddings of the picture and of the target (of faces where ``identity_by`` says so)."""
     identity_by: str
     """``face`` or ``image``."""
+    rival_similarity: float | None
+    """The same cosine with the most alike of the subjects that are known to be others; nothing where none is known."""
+    rival_subject_id: str | None
     context_difference: float
     """How unlike the target's own picture this one is; 0 for the same, 1 for nothing in common."""
+    pose_difference: float
+    """One minus the IoU of both masks, centred and of one size; [0, 1]."""
+    background_difference: float
+    """Mean distance of the colours around the subject; [0, 1]."""
+    scale_difference: float
+    """Octaves between the subject's sizes, as shares of their frames."""
+    hash_distance: int
+    """Bits of 64 in which the perceptual hashes differ."""
+    time_distance: float | None
+    """Seconds between both pictures, where they are of one video."""
+    copy_risk: float | None
+    """How well the picture, or its mirror image, can be laid over a frame of the target; [0, 1]. Nothing for
+    ``original``, which is such a copy, and where copies are not looked for."""
+    image_text: float | None
+    """Cosine of the picture and the subject's word, where an image-text model is configured."""
+    nudity: float | None
+    """How sure a model is that the picture shows nudity; [0, 1]; where one is configured."""
     brightness: float
     sharpness: float
+    phash: int
+    """64-bit perceptual hash of the picture, as a signed integer."""
+    subject_change: float | None
+    """Of pictures that keep the subject's pixels: mean distance in Lab from those that it had; from 0."""
+    background_change: float | None
+    """Of pictures with a new background: share of it that is new; [0, 1]."""
+    halo: float | None
+    """Of pictures with a new background: how much more of the old one is left along the subject's edge than elsewhere;
+    [0, 1]."""
+    second_subject: float | None
+    """Of pictures with a new background: score of the surest subject of the same word beside the one that belongs
+    there; [0, 1]. Nothing where the detector knows no words."""
     fingerprint: str
 
 
@@ -317,7 +384,8 @@ class Failure(Record):
 
 
 RECORDS: dict[str, type[Record]] = {
-    record.table: record for record in (Source, Clip, Score, Annotation, Subject, Verdict, Reference, Encoding, Failure)
+    record.table: record
+    for record in (Source, Clip, Score, Annotation, Subject, Verdict, Reference, Proof, Encoding, Failure)
 }
 
 _PRIMITIVES: dict[type, pa.DataType] = {

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from stages.config import Section
-from stages.records import Verdict
+from stages.records import KIND_ORDER, Kind, Verdict
 
 Row = Mapping[str, Any]
+ALL_BITS = 2**64 - 1
+"""Of a hash that is stored as a signed integer."""
 
 
 class ClipThresholds(Section):
     """What a clip must fulfil. A clip that fails any of these is not shown to the subject models."""
 
+    off: bool = False
+    """Whether every clip passes, for comparison."""
     min_motion: float = Field(0.12, ge=0)
     """Least mean motion (thousandths of the frame's diagonal per 1/24 s); less is a still."""
     max_motion: float = Field(60, gt=0)
@@ -52,6 +56,8 @@ class ClipThresholds(Section):
 class SubjectThresholds(Section):
     """What a subject must fulfil. Its numbers are those of its best frame."""
 
+    off: bool = False
+    """Whether every subject of a clip that passes does too, for comparison."""
     min_detection_score: float = Field(0.3, ge=0, le=1)
     """Least score of the detector."""
     min_mask_score: float = Field(0.5, ge=0, le=1)
@@ -89,13 +95,35 @@ class SubjectThresholds(Section):
 class ReferenceThresholds(Section):
     """What a reference must fulfil, whatever made it."""
 
-    min_identity: float = Field(0.5, ge=-1, le=1)
-    """Least identity similarity to its target."""
-    min_difference: dict[str, float] = Field(
-        {"other_frame": 0.05, "cross_clip": 0.03, "inpainted": 0.04, "moved": 0.05}
+    off: bool = False
+    """Whether every reference of a subject that passes is taken, for comparison."""
+    min_identity: dict[Literal["face", "image"], float] = Field({"face": 0.5, "image": 0.5})
+    """Least identity similarity to its target, by the embedding that it was told by."""
+    min_margin: float = Field(0.0, ge=-2, le=2)
+    """How much more like its target it must be than like any subject that is known to be another one."""
+    min_difference: dict[Kind, float] = Field(
+        {"other_frame": 0.05, "cross_clip": 0.03, "inpainted": 0.04, "augmented": 0.05, "moved": 0.05, "swapped": 0.05}
     )
     """Least context difference per kind; kinds that are not named need none. A re-encoded or brightened copy has up to
     0.02, the next frame 0.006, the start and the end of a clip 0.13, another scene 0.4 (medians on real clips)."""
+    max_copy_risk: dict[Kind, float] = Field({"cross_clip": 0.7, "other_frame": 0.85})
+    """Largest copy risk per kind; kinds that are not named may be copies. What keeps the subject's pixels (`inpainted`,
+    `augmented`, `swapped`) is found in its frames by nature."""
+    duplicate_bits: int = Field(2, ge=-1, le=64)
+    """References of one subject whose hashes differ by at most so many of 64 bits are one: the first kind stays; -1
+    keeps all."""
+    min_image_text: float = Field(0.0, ge=-1, le=1)
+    """Least cosine of the picture and the subject's word, where an image-text model is configured."""
+    max_nudity: float = Field(1.0, ge=0, le=1)
+    """Largest nudity score, where a model gives one."""
+    max_subject_change: float = Field(2.0, ge=0)
+    """Of pictures that keep the subject: most that its pixels may have changed, in Lab."""
+    min_background_change: float = Field(0.5, ge=0, le=1)
+    """Of pictures with a new background: least share of it that is new."""
+    max_halo: float = Field(0.25, ge=0, le=1)
+    """Of pictures with a new background: most that may be left of the old one along the subject's edge."""
+    max_second_subject: float = Field(0.5, ge=0, le=1)
+    """Of pictures with a new background: largest score of a second subject of the same word."""
     min_brightness: float = Field(25, ge=0, le=255)
     """Least mean luma of the subject in the picture."""
     min_sharpness: float = Field(20, ge=0)
@@ -112,6 +140,8 @@ class SelectConfig(Section):
 
 def clip_reasons(score: Row, config: ClipThresholds) -> list[str]:
     """Why a clip fails on its own numbers; empty if it passes. ``score`` holds the columns of ``scores``."""
+    if config.off:
+        return []
     checks = {
         "static": score["motion"] < config.min_motion or score["static"] > config.max_static,
         "too_fast": score["motion"] > config.max_motion,
@@ -150,10 +180,26 @@ def subject_reasons(subject: Row, config: SubjectThresholds) -> list[str]:
 
 
 def reference_reasons(reference: Row, config: ReferenceThresholds) -> list[str]:
-    """Why a reference fails; empty if it passes. ``reference`` holds the columns of ``references``."""
+    """Why a reference fails; empty if it passes. ``reference`` holds the columns of ``references`` and ``proofs``."""
+
+    def above(value: float | None, bound: float) -> bool:
+        return value is not None and value > bound
+
+    def below(value: float | None, bound: float) -> bool:
+        return value is not None and value < bound
+
+    kind, identity, rival = reference["kind"], reference["identity_similarity"], reference["rival_similarity"]
     checks = {
-        "other_identity": reference["identity_similarity"] < config.min_identity,
-        "near_copy": reference["context_difference"] < config.min_difference.get(reference["kind"], 0.0),
+        "other_identity": identity < config.min_identity.get(reference["identity_by"], -1.0),
+        "like_another": rival is not None and identity - rival < config.min_margin,
+        "near_copy": reference["context_difference"] < config.min_difference.get(kind, 0.0),
+        "copy": above(reference["copy_risk"], config.max_copy_risk.get(kind, 1.0)),
+        "not_the_word": below(reference["image_text"], config.min_image_text),
+        "nudity": above(reference["nudity"], config.max_nudity),
+        "subject_changed": above(reference["subject_change"], config.max_subject_change),
+        "old_background": below(reference["background_change"], config.min_background_change),
+        "halo": above(reference["halo"], config.max_halo),
+        "second_subject": above(reference["second_subject"], config.max_second_subject),
         "dark": reference["brightness"] < config.min_brightness,
         "blurry": reference["sharpness"] < config.min_sharpness,
     }
@@ -167,11 +213,33 @@ def decide(
     references: Iterable[Row],
     config: SelectConfig,
 ) -> list[Verdict]:
-    """Verdicts on everything, sorted by id.
+    """Verdicts on everything that was scored, sorted by id.
 
     A subject in a clip that fails has the reason ``clip``, a reference of a subject that fails ``subject``; a clip
     that passes but has no subject that passes keeps its verdict: what it lacks is told by its subjects.
+
+    Args:
+        clips: rows of ``clips``.
+        scores: rows of ``scores``.
+        subjects: rows of ``subjects``.
+        references: rows of ``references`` that have a proof, with its columns.
+        config: the thresholds.
     """
+    clip_verdicts = _clip_verdicts(clips, scores, config.clip)
+    passing = {verdict.id: verdict.keep for verdict in clip_verdicts}
+    subject_verdicts = []
+    for subject in subjects:
+        if subject["clip_id"] in passing:
+            why = [] if config.subject.off else subject_reasons(subject, config.subject)
+            if not passing[subject["clip_id"]]:
+                why = ["clip", *why]
+            subject_verdicts.append(_verdict("subject", subject["subject_id"], why))
+    kept = {verdict.id for verdict in subject_verdicts if verdict.keep}
+    verdicts = [*clip_verdicts, *subject_verdicts, *_reference_verdicts(references, kept, config.reference)]
+    return sorted(verdicts, key=lambda verdict: verdict.id)
+
+
+def _clip_verdicts(clips: Iterable[Row], scores: Iterable[Row], config: ClipThresholds) -> list[Verdict]:
     by_clip = {score["clip_id"]: score for score in scores}
     reasons: dict[str, list[str]] = {}
     for clip in clips:
@@ -179,29 +247,40 @@ def decide(
         if clip["dropped"]:
             reasons[clip["clip_id"]] = [clip["dropped"]]
         elif score is not None:
-            reasons[clip["clip_id"]] = clip_reasons(score, config.clip)
-    passing = [by_clip[clip] for clip, why in reasons.items() if not why]
-    for duplicate in near_duplicates(passing, config.clip.duplicate_distance):
-        reasons[duplicate] = ["near_duplicate"]
-    verdicts = [Verdict(id=clip, kind="clip", keep=not why, reasons=why) for clip, why in reasons.items()]
+            reasons[clip["clip_id"]] = clip_reasons(score, config)
+    if not config.off:
+        passing = [by_clip[clip] for clip, why in reasons.items() if not why]
+        for duplicate in near_duplicates(passing, config.duplicate_distance):
+            reasons[duplicate] = ["near_duplicate"]
+    return [_verdict("clip", clip, why) for clip, why in reasons.items()]
 
-    kept_subjects = set()
-    for subject in subjects:
-        if subject["clip_id"] not in reasons:
-            continue
-        why = subject_reasons(subject, config.subject)
-        if reasons[subject["clip_id"]]:
-            why = ["clip", *why]
-        if not why:
-            kept_subjects.add(subject["subject_id"])
-        verdicts.append(Verdict(id=subject["subject_id"], kind="subject", keep=not why, reasons=why))
 
+def _reference_verdicts(
+    references: Iterable[Row], subjects: Container[str], config: ReferenceThresholds
+) -> Iterator[Verdict]:
+    passing: dict[str, list[tuple[int, str, int]]] = defaultdict(list)
     for reference in references:
-        why = reference_reasons(reference, config.reference)
-        if not {reference["subject_id"], reference["source_subject_id"]} <= kept_subjects:
+        name = reference["reference_id"]
+        why = [] if config.off else reference_reasons(reference, config)
+        made_of = (reference["subject_id"], reference["source_subject_id"], reference["scene_subject_id"])
+        if not all(subject in subjects for subject in made_of if subject is not None):
             why = ["subject", *why]
-        verdicts.append(Verdict(id=reference["reference_id"], kind="reference", keep=not why, reasons=why))
-    return sorted(verdicts, key=lambda verdict: verdict.id)
+        if why or config.off:
+            yield _verdict("reference", name, why)
+        else:
+            rank = KIND_ORDER.index(reference["kind"])
+            passing[reference["subject_id"]].append((rank, name, reference["phash"]))
+    for rows in passing.values():
+        kept: list[int] = []
+        for _, name, phash in sorted(rows):
+            repeats = any(((phash ^ other) & ALL_BITS).bit_count() <= config.duplicate_bits for other in kept)
+            if not repeats:
+                kept.append(phash)
+            yield _verdict("reference", name, ["duplicate"] if repeats else [])
+
+
+def _verdict(kind: str, name: str, why: Sequence[str]) -> Verdict:
+    return Verdict(id=name, kind=kind, keep=not why, reasons=list(why))
 
 
 def near_duplicates(scores: Sequence[Row], distance: float) -> set[str]:

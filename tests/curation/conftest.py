@@ -38,7 +38,7 @@ RAW: dict[str, Any] = {
     "split": {"min_s": 1, "max_s": 6},
     "annotate": {"look": {"keyframes": 4, "neighbour_s": 1 / FPS}},
     "select": {"clip": {"min_sharpness": 5}},
-    "references": {"cross_clip": {"rules": {"animal": {"by": "image", "min": 0.8, "max": 1}}}},
+    "references": {"cross_clip": {"rules": {"animal": {"by": "image", "min": 0.8, "max": 1, "trust_looks": True}}}},
     "pack": {"width": 160, "height": 120, "fps": 8, "preset": "ultrafast", "shard_samples": 2, "val_share": 0.2},
 }
 

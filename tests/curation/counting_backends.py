@@ -92,6 +92,8 @@ class Text(Fake):
 
 
 class Discs(Fake):
+    class_free = False
+
     def detect(
         self, clips: Sequence[Sequence[Keyframe]], words: Sequence[Sequence[str]]
     ) -> list[list[list[Detection]]]:
