@@ -52,6 +52,8 @@ class Stats:
     """Videos by licence."""
     failures: int
     stand_ins: list[str]
+    mixture: dict[str, Any]
+    """What the manifest says of it."""
 
 
 def collect(workspace: Workspace) -> Stats:
@@ -100,6 +102,7 @@ def collect(workspace: Workspace) -> Stats:
         licences=Counter(row["licence"] or "not stated" for row in videos.values()),
         failures=len(failures),
         stand_ins=stand_ins(manifest),
+        mixture=manifest.get("mixture", {}),
     )
 
 
@@ -115,6 +118,7 @@ def show(stats: Stats, workspace: Workspace, console: Console) -> None:
     for level in stats.kinds:
         table.add_row(*_cells(Level(f"  {level.name}", level.found, level.kept, level.reasons)), style="dim")
     console.print(table)
+    _show_mixture(stats.mixture, console)
     if stats.shards:
         total = sum(shard["bytes"] for shard in stats.shards)
         console.print(
@@ -148,6 +152,32 @@ def show_failures(workspace: Workspace, console: Console) -> None:
 def literal(text: str) -> Text:
     """Text from outside as it stands: brackets are no markup, and nothing in it steers the terminal."""
     return Text("".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text))
+
+
+def _show_mixture(mixture: dict[str, Any], console: Console) -> None:
+    """Print what was asked and got, for whatever was asked, and what was dropped for it."""
+    asked = {
+        f"{part} {name}": share
+        for part in ("kinds", "classes", "subjects")
+        for name, share in mixture.get(part, {}).items()
+        if share["asked"] is not None
+    }
+    if asked:
+        table = Table("of the training samples", "before", "asked", "got")
+        for column in (1, 2, 3):
+            table.columns[column].justify = "right"
+        for name, share in asked.items():
+            table.add_row(name, *(f"{share[column]:.1%}" for column in ("before", "asked", "got")))
+        console.print(table)
+    for what, reasons in mixture.get("dropped", {}).items():
+        if reasons:
+            told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+            console.print(literal(f"not in the mixture: {sum(reasons.values())} {what} ({told})"), soft_wrap=True)
+    if mixture.get("dropped", {}).get("samples"):
+        largest = mixture["largest_identity"]
+        console.print(
+            f"most frequent individual: in {largest['got']:.1%} of the samples, {largest['before']:.1%} before"
+        )
 
 
 def _clips_cut(workspace: Workspace) -> tuple[int, int, Counter[str]]:

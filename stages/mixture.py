@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stages.config import Section
-from stages.sample import Kind, SamplePlan
+from stages.records import Kind
+from stages.sample import SamplePlan
 from stages.shares import Cell, fitted, taken
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]

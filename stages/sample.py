@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
+
+from stages.identity import identities
+from stages.records import KIND_ORDER
 
 Row = Mapping[str, Any]
 
-Kind = Literal["original", "other_frame", "cross_clip", "inpainted", "augmented", "moved", "swapped"]
-"""What a reference can be."""
-KIND_ORDER: tuple[str, ...] = get_args(Kind)
 NEGATIVE = "negative"
 """The kind of pictures that show somebody else, which are no references."""
 
@@ -175,27 +176,13 @@ def split_by_identity(clips: Mapping[str, str], pairs: Iterable[tuple[str, str]]
         pairs: clips that show the same individual.
         val_share: in [0, 1).
     """
-    parent = {clip: clip for clip in clips}
-
-    def root(clip: str) -> str:
-        while parent[clip] != clip:
-            parent[clip] = parent[parent[clip]]
-            clip = parent[clip]
-        return clip
-
-    def join(a: str, b: str) -> None:
-        low, high = sorted((root(a), root(b)))
-        parent[high] = low
-
     first_of: dict[str, str] = {}
-    for clip, video in sorted(clips.items()):
-        join(first_of.setdefault(video, clip), clip)
-    for a, b in pairs:
-        if a in parent and b in parent:
-            join(a, b)
+    of_one_video = [(first_of.setdefault(video, clip), clip) for clip, video in sorted(clips.items())]
+    of_one_individual = ((a, b) for a, b in pairs if a in clips and b in clips)
+    named = identities(sorted(clips), itertools.chain(of_one_video, of_one_individual))
     groups: dict[str, list[str]] = defaultdict(list)
     for clip in clips:
-        groups[root(clip)].append(clip)
+        groups[named[clip]].append(clip)
     order = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest())
     if len(order) < 2:
         return set()
