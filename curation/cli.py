@@ -129,6 +129,12 @@ def _stats(options: argparse.Namespace) -> int:
     from curation.stats import collect, show
     from curation.workspace import Workspace
 
+    if options.compare:
+        from curation.compare import compare, show_comparison
+
+        one, other = map(Workspace.open, options.compare)
+        show_comparison(compare(one, other), [one.uri, other.uri], Console())
+        return DONE
     workspace = Workspace.open(options.workspace)
     show(collect(workspace), workspace, Console())
     return DONE
@@ -292,6 +298,12 @@ def add_commands(add: Add) -> None:
     add_run(run)
     stats = add(
         "stats", _stats, "Show the funnel: what went in, what is left, and why.", "s2v stats --workspace workspace"
+    )
+    stats.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("W1", "W2"),
+        help="show two workspaces side by side instead: what differs, and why",
     )
     add_workspace(stats)
     failures = add("failures", _failures, "List what could not be done, and why.", "s2v failures --workspace workspace")
