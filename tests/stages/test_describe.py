@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from pydantic import ValidationError
 from models.masks import box_of, mask_iou
 from models.protocols import Detection, Face, Image, Keyframe, Mask, Segmentation, Vector
 from stages.describe import DescribeConfig, DescribeStage, subject_id
-from stages.measure import area, decode_rle
+from stages.difference import Look, difference, shape_bits
+from stages.measure import area, decode_rle, perceptual_hash
 from stages.media import probe, read_keyframes
 from stages.picture import cut_out, decode_png, subject_crop
 from stages.records import Clip, Source, Subject
@@ -186,7 +188,36 @@ def test_masks_crops_and_boxes_fit_together() -> None:
         assert np.array_equal(inside, mask[y0:y1, x0:x1])
         # A margin of 35 % of the box on each side, as far as there is a frame.
         assert frame.box[0] - x0 == pytest.approx(min(frame.box[0], 0.35 * (frame.box[2] - frame.box[0])), abs=1)
-        assert np.median(cut_out(crop, inside)[..., 0]) > 180
+        assert np.median(cut_out(crop, inside)[0][..., 0]) > 180
+
+
+def test_the_look_of_a_frame_is_that_of_its_mask_and_its_crop() -> None:
+    ((subject,),) = describe(work(walk(3)))
+    for place, frame in enumerate(subject.frames):
+        crop, inside = subject_crop(subject, place)
+        assert frame.shape == shape_bits(decode_rle(frame.mask, HEIGHT, WIDTH))
+        assert frame.phash == perceptual_hash(crop)
+        told = difference(Look.of_frame(frame), Look.of_picture(crop, inside), same_video=True)
+        # A crop is scaled on its own: its size in the frame is told by the frame alone.
+        assert (told.pose, told.background, told.hash, told.seconds) == (pytest.approx(0, abs=0.06), 0, 0, None)
+
+
+def test_a_subject_s_own_numbers_are_its_best_frame_s() -> None:
+    ((subject,),) = describe(work([[Thing(90, 60, *shape)] for shape in ((30, 60), (60, 30), (50, 50))]))
+    best = subject.frames[subject.best]
+    for name in ("time", "box", "crop_box", "phash", "shape", "surroundings", "area"):
+        assert getattr(subject, name) == getattr(best, name), name
+    assert len({frame.shape for frame in subject.frames}) == 3
+    assert len(subject.surroundings) == 24
+
+
+def test_the_turn_of_a_face_is_the_larger_of_pitch_and_yaw() -> None:
+    frames = [[Thing(60, 60, 70, 90, RED, "person")]]
+    posed = replace(face(60, 50, 16), pose=(10.0, -35.0, 80.0))
+    ((subject,),) = describe(work(frames), faces=Faces([[posed]]))
+    assert (subject.face_turn, subject.frames[0].face_pose) == (35.0, [10.0, -35.0, 80.0])
+    ((untold,),) = describe(work(frames), faces=Faces([[face(60, 50, 16)]]))
+    assert (untold.face_turn, untold.frames[0].face_pose) == (None, None)
 
 
 def test_large_crops_are_scaled_down_and_their_masks_with_them() -> None:

@@ -9,10 +9,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from blank import blank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.records import RECORDS, Annotation, Failure, Record, Reference, Score, Subject, SubjectFrame, Verdict
+from stages.records import (
+    RECORDS,
+    Annotation,
+    Failure,
+    Proof,
+    Record,
+    Reference,
+    Score,
+    Subject,
+    SubjectFrame,
+    Verdict,
+)
 
 ALL = sorted(RECORDS.values(), key=lambda record: record.table)
 by_table = pytest.mark.parametrize("record", ALL, ids=lambda record: record.table)
@@ -123,15 +135,15 @@ def test_schemas_that_are_written_down() -> None:
     assert struct.field("phash") == pa.field("phash", pa.int64(), False)
 
 
-def blank(cls: Any, **values: Any) -> Any:
-    """A record of zeros and nothings but for these values."""
-    zeros = {str: "", int: 0, float: 0.0, bool: False, bytes: b""}
-    hints = typing.get_type_hints(cls)
-    empty = {
-        field.name: [] if typing.get_origin(hints[field.name]) is list else zeros.get(hints[field.name])
-        for field in fields(cls)
-    }
-    return cls(**{**empty, **values})
+def test_a_reference_and_its_proof_can_be_joined_without_a_column_of_one_hiding_the_other_s() -> None:
+    assert set(Reference.schema().names) & set(Proof.schema().names) == {"reference_id", "fingerprint"}
+
+
+def test_a_look_has_the_same_columns_in_a_subject_and_in_its_frames() -> None:
+    struct = Subject.schema().field("frames").type.value_type
+    frame = {struct.field(number).name: struct.field(number) for number in range(struct.num_fields)}
+    for name in ("time", "box", "crop_box", "area", "phash", "shape", "surroundings"):
+        assert frame[name] == Subject.schema().field(name)
 
 
 def test_nothing_and_empty_are_told_apart() -> None:
