@@ -15,9 +15,10 @@ from models.registry import BackendConfig
 from stages.annotate import AnnotateConfig
 from stages.config import CONFIG_FOLDER, Section, change, load
 from stages.mixture import MixtureConfig
-from stages.pair import ReferencesConfig
+from stages.plan import ReferencesConfig
 from stages.select import SelectConfig
 from stages.split import SplitConfig
+from stages.verify import VerifyConfig
 
 DEFAULT_CONFIG = CONFIG_FOLDER / "embedded.yaml"
 
@@ -120,6 +121,7 @@ class RuntimeConfig(Section):
     split: StepRuntime = _step("split")
     annotate: StepRuntime = _step("look", "score", "caption", "ground", "segment", "describe", batch=4, unit_seconds=60)
     references: StepRuntime = _step("synthesise", batch=4, unit_items=32)
+    verify: StepRuntime = _step("verify", batch=4, unit_items=32)
     encode: StepRuntime = _step("encode")
     pack: StepRuntime = _step("write", unit_items=1)
     crashes: int = Field(2, ge=1)
@@ -145,7 +147,7 @@ class RuntimeConfig(Section):
 
     @model_validator(mode="after")
     def _stages_complete(self) -> RuntimeConfig:
-        for step in ("ingest", "split", "annotate", "references", "encode", "pack"):
+        for step in ("ingest", "split", "annotate", "references", "verify", "encode", "pack"):
             wanted = type(self).model_fields[step].default
             have = [stage for operator in getattr(self, step).operators for stage in operator.stages]
             need = [stage for operator in wanted.operators for stage in operator.stages]
@@ -162,13 +164,14 @@ class Config(Section):
     annotate: AnnotateConfig = AnnotateConfig()
     select: SelectConfig = SelectConfig()
     references: ReferencesConfig = ReferencesConfig()
+    verify: VerifyConfig = VerifyConfig()
     mixture: MixtureConfig = MixtureConfig()
     pack: PackConfig = PackConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
     def _painters_there(self) -> Config:
-        for kind, task in (("inpainted", "inpainter"), ("moved", "editor")):
+        for kind, task in (("inpainted", "inpainter"), ("swapped", "inpainter"), ("moved", "editor")):
             if getattr(self.references, kind).count and getattr(self.models, task) is None:
                 raise ValueError(
                     f"references.{kind}.count asks for pictures that models.{task} makes, and that is not set: "
