@@ -119,12 +119,6 @@ class Best:
         self._places, self._numbers, self._cosines = places[best], numbers[best], value[best]
 
 
-@contextmanager
-def exact(vectors: Vectors) -> Iterator[Neighbours]:
-    """Search that compares each with all, whatever their number."""
-    yield Exact(vectors)
-
-
 def cosines(vectors: Vectors, a: Numbers, b: Numbers) -> Vectors:
     """The cosine of each pair of numbers, ``(pairs,)``, the same whichever else is computed with it."""
     result = np.empty(len(a), np.float32)
