@@ -162,6 +162,23 @@ def _select(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _calibrate(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from curation.calibrate import propose, show
+    from curation.calibration_plot import draw
+    from curation.workspace import Workspace
+
+    if not 0 < options.far < 0.5:
+        raise UsageError(f"--far {options.far:g} is no rate of false accepts: it lies between 0 and 0.5")
+    proposal = propose(Workspace.open(options.workspace), options.pairs, options.far, across=options.across_videos)
+    # In a log, lines that are not broken can be searched.
+    show(proposal, Console(width=None if sys.stdout.isatty() else 200))
+    draw(proposal, options.output)
+    print(f"# {options.output}: cosines and errors of every category")
+    return DONE
+
+
 def _show(options: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -317,6 +334,27 @@ def add_commands(add: Add) -> None:
     select.add_argument("--what-if", nargs="+", default=[], metavar="name=value", help="thresholds to try")
     add_workspace(select)
     add_config(select)
+    calibrate = add(
+        "calibrate",
+        _calibrate,
+        "Propose the bounds of references.cross_clip from the workspace's own subjects; no network runs.",
+        "s2v calibrate --workspace workspace --pairs pairs.csv -o calibration.png",
+    )
+    calibrate.add_argument(
+        "--pairs", type=Path, metavar="CSV", help="labelled pairs: columns a, b (subject ids) and same (1 or 0)"
+    )
+    calibrate.add_argument(
+        "-o", "--output", type=Path, default=Path("calibration.png"), metavar="PNG", help="plot to write"
+    )
+    calibrate.add_argument(
+        "--far", type=float, default=0.0001, metavar="RATE", help="share of different pairs that may pass for the same"
+    )
+    calibrate.add_argument(
+        "--across-videos",
+        action="store_true",
+        help="no individual is in two videos: count subjects of different videos as different",
+    )
+    add_workspace(calibrate)
     show = add(
         "show",
         _show,

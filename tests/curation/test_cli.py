@@ -11,7 +11,7 @@ from curation.workspace import Workspace
 from models.registry import MissingWeightsError
 from training.cli import main
 
-COMMANDS = ["curate", "run", "stats", "failures", "select", "show", "sheet", "models", "demo"]
+COMMANDS = ["curate", "run", "stats", "failures", "select", "calibrate", "show", "sheet", "models", "demo"]
 
 
 @pytest.fixture(autouse=True)
