@@ -233,6 +233,8 @@ def _stripped(sample: SamplePlan, kind_of: Mapping[str, str], weights: Mapping[A
 def _over_caps(
     samples: Sequence[SamplePlan], identity_of: Mapping[str, str], config: MixtureConfig
 ) -> dict[str, Reason]:
+    if config.max_per_identity is config.max_per_video is None:
+        return {}
     most_shown, most_cut = (
         math.inf if limit is None else limit for limit in (config.max_per_identity, config.max_per_video)
     )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from curation.pack import Pack
 from curation.shards import read_index, read_manifest
 from curation.workspace import Workspace
-from stages.records import Annotation, Clip, Encoding, Failure, Reference, Score, Source, Subject
+from stages.records import Annotation, Clip, Encoding, Failure, Reference, Score, Source, Subject, Verdict
 from stages.sample import split_by_identity
 
 
@@ -92,7 +92,8 @@ class TestShards:
                 for reference in subject["references"]:
                     assert found[f"{key}.{reference['file']}"] == references[reference["reference_id"]]["image"]
                     pictures.add(reference["reference_id"])
-        assert pictures == references.keys()
+        kept = workspace.rows(Verdict, ["id"], where="kind = 'reference' AND keep")
+        assert pictures == {row["id"] for row in kept}
 
     def test_the_index_tells_of_the_clips(self, workspace, table_of) -> None:
         encodings, annotations = table_of(workspace, Encoding), table_of(workspace, Annotation)
@@ -135,7 +136,7 @@ class TestShards:
         assert manifest["config"]["pack"]["shard_samples"] == 2
         assert manifest["config"]["models"]["detector"] == {"backend": "fake", "strength": 1}
         assert "runtime" not in manifest["config"]
-        assert set(manifest["fingerprints"]) == {"split", "annotate", "references", "encode", "pack"}
+        assert set(manifest["fingerprints"]) == {"split", "annotate", "references", "verify", "encode", "pack"}
 
     def test_nothing_was_packed_yet(self, empty) -> None:
         assert read_manifest(empty.path("shards")) == {}
