@@ -79,8 +79,8 @@ class _Draw:
 def augment(crop: Image, mask: Mask, config: AugmentConfig, seed: int) -> tuple[Image, Mask]:
     """The subject of a crop on white, augmented, and where in that picture it is.
 
-    Mirrored, turned, scaled, seen a little from the side, cropped and recoloured, in this order. White stays 255. The
-    same seed gives the same picture.
+    Recoloured, mirrored, seen a little from the side, turned, scaled and cropped; what a crop's lower edge cut off ends
+    at the lower edge again. White stays 255. The same seed gives the same picture.
 
     Raises ``ValueError`` for an empty mask.
     """
@@ -102,7 +102,8 @@ def augment(crop: Image, mask: Mask, config: AugmentConfig, seed: int) -> tuple[
         picture = _on_white(layer)
         difference = picture_difference(picture, before)
         if best is None or difference > best[0]:
-            best = difference, picture, layer[..., 0] > 0.5
+            # Of something thin, shrunk, no pixel may be whole.
+            best = difference, picture, layer[..., 0] > 0.5 * layer[..., 0].max()
         if difference >= config.min_difference:
             break
     assert best is not None
@@ -191,7 +192,7 @@ def _window(layer: _Floats, floor: int, config: AugmentConfig, rng: np.random.Ge
         down = min(height, max(1, round(height * min(1.0, area * width / across))))
         x = int(rng.integers(width - across + 1))
         part = layer[:down, x : x + across]
-        if float(part[..., 0].sum()) >= config.min_kept * total and (part[..., 0] > 0.5).any():
+        if float(part[..., 0].sum()) >= config.min_kept * total:
             return part
     return layer
 

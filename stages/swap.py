@@ -23,8 +23,6 @@ _Floats = npt.NDArray[np.float32]
 
 _CONTRAST = (0.8, 1.25)
 """How much a subject's contrast may change with the light."""
-_LEVELS = np.linspace(0, 1, 33)
-"""Shares of the pixels at which two histograms are compared."""
 
 
 class FitConfig(Section):
@@ -34,7 +32,7 @@ class FitConfig(Section):
     """How many times wider or narrower the one's box may be for its height than the other's."""
     max_enlarge: float = Field(1.5, ge=1)
     """How many times higher, in pixels, the place may be than the subject: beyond, it would blur."""
-    max_shrink: float = Field(4.0, ge=1)
+    max_shrink: float = Field(3.0, ge=1)
     """How many times lower, in pixels, the place may be than the subject."""
     max_host_area: float = Field(0.45, gt=0, le=1)
     """Largest share of its crop that the subject to be removed may cover: where less than that is left, the scene
@@ -50,13 +48,12 @@ class SwapConfig(Section):
     """What of the subject is made equal to that of the one whose place it takes."""
     max_enlarge: float = Field(1.5, ge=1)
     """How many times larger than in its own picture the subject may be shown."""
-    light: Literal["none", "reinhard", "histogram"] = "reinhard"
-    """How the subject takes on the scene's light: by what makes the mean and spread of its own surroundings those of
-    the scene (Reinhard 2001), or all of their distribution."""
-    light_strength: float = Field(0.5, ge=0, le=1)
-    """How much of that is done."""
-    max_light: float = Field(15.0, ge=0)
-    """Most that a pixel's lightness changes, in units of Lab; its colour changes by half of it at most."""
+    light: float = Field(0.5, ge=0, le=1)
+    """How far the subject takes on the scene's light: by this share of what would make the mean and spread of its own
+    surroundings those of the scene (Reinhard 2001)."""
+    max_light: float = Field(0.3, ge=0, le=1)
+    """Largest such change that is looked for, relative to the subject's own lightness: beyond, surroundings differ by
+    more than their light."""
     edge: float = Field(0.01, ge=0, le=0.1)
     """Half the width of the band in which the subject's outline is softened, as a share of the longer side of its
     box."""
@@ -69,8 +66,6 @@ class Stance:
     width: int
     height: int
     """Sides of its box in pixels of its crop."""
-    area: float
-    """Share of its frame; [0, 1]."""
     filled: float
     """Share of its crop; [0, 1]."""
     cut: Edges
@@ -87,7 +82,6 @@ class Stance:
         return cls(
             width=round(x1 - x0),
             height=round(y1 - y0),
-            area=frame["area"],
             filled=frame["area"] * frame_width * frame_height / max(1, (right - left) * (bottom - top)),
             cut=cut_edges((x0, y0, x1, y1), frame_width, frame_height),
         )
@@ -168,16 +162,21 @@ def swap_compose(
     weighed = np.dstack([alpha, alpha[..., None] * colours]).astype(np.float32)
     weighed = _resized(weighed, scale)
     layer = np.zeros((*scene_mask.shape, 4), np.float32)
-    x, y = _place(box_of(weighed[..., 0] > 0.5), box_of(scene_mask), scene_mask.shape, cut)
+    x, y = _place(box_of(_mostly(weighed[..., 0])), box_of(scene_mask), scene_mask.shape, cut)
     _put(layer, weighed, x, y)
     picture = layer[..., 1:] + (1 - layer[..., :1]) * filled_scene
-    mask = layer[..., 0] > 0.5
+    mask = _mostly(layer[..., 0])
     return Swapped(
         picture=np.clip(np.rint(picture), 0, 255).astype(np.uint8),
         mask=mask,
         revealed=float((removed & ~mask).mean()),
         scale=scale,
     )
+
+
+def _mostly(alpha: _Floats) -> Mask:
+    """Where the subject is more than half; of something thin, shrunk, half of what there is."""
+    return cast(Mask, alpha > 0.5 * alpha.max())
 
 
 def _removed(mask: Mask, config: SwapConfig) -> Mask:
@@ -232,22 +231,18 @@ def _resized(planes: _Floats, scale: float) -> _Floats:
 
 def _relit(image: Image, mask: Mask, scene: Image, config: SwapConfig) -> Image:
     """The image in the light of the scene, whose pixels ``(pixels, 3)`` show no subject."""
-    if config.light == "none" or not config.light_strength or mask.all() or not scene.size:
+    if not config.light or mask.all() or not scene.size:
         return image
     lab, theirs = _lab(image), _lab(scene[None])[0]
-    around, inside = lab[~mask], lab[mask]
-    limits = config.max_light * np.array([1, 0.5, 0.5], np.float32)
-    if config.light == "reinhard":
-        spread = np.clip(theirs.std(axis=0) / np.maximum(around.std(axis=0), 1), *_CONTRAST)
-        centre = inside.mean(axis=0)
-        moved = (centre - around.mean(axis=0)) * spread + theirs.mean(axis=0) - centre
-        # The limit is on where the subject as a whole goes, or its contrast would be cut off.
-        change = np.clip(moved, -limits, limits) + (lab - centre) * (spread - 1)
-    else:
-        own, wanted = (np.quantile(colours, _LEVELS, axis=0) for colours in (around, theirs))
-        moves = np.clip(wanted - own, -limits, limits)
-        change = np.dstack([np.interp(lab[..., i], own[:, i], moves[:, i]) for i in range(3)])
-    return _rgb((lab + config.light_strength * change).astype(np.float32))
+    around, centre = lab[~mask], lab[mask].mean(axis=0)
+    spread = np.clip(theirs.std(axis=0) / np.maximum(around.std(axis=0), 1), *_CONTRAST)
+    moved = (centre - around.mean(axis=0)) * spread + theirs.mean(axis=0) - centre
+    # Colour changes look twice as large as those of lightness.
+    limits = config.max_light * centre[0] * np.array([1, 0.5, 0.5], np.float32)
+    # As light does, it changes what is bright more than what is dark: black hair stays black.
+    share = np.clip(lab[..., :1] / max(float(centre[0]), 1), 0, 2)
+    change = np.clip(moved, -limits, limits) * share + (lab - centre) * (spread - 1)
+    return _rgb((lab + config.light * change).astype(np.float32))
 
 
 def _lab(image: Image) -> _Floats:
