@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,14 +15,17 @@ Row = Mapping[str, Any]
 
 TRIES = 64
 """Hosts that are looked at for each picture."""
+MOST = 2
+"""How many times as often as on average a subject is host where another one fits, too: places on a ring are uneven."""
 
 
 class Hosts:
     """Subjects of one category, in a ring by the hash of their ids.
 
     For each target the ring is walked from a place that follows from the target's id and the picture's number, to the
-    first subjects of other videos whose stance fits. So every subject is host about equally often, each identity comes
-    before many backgrounds and each background behind many identities, and a new subject changes few pairs.
+    first subject of another video whose stance fits and that is not host too often already; if all are, to the first
+    that fits. So no subject is host much more often than others, each identity comes before many backgrounds and each
+    background behind many identities, and a new subject changes few pairs.
 
     Args:
         config: what fits.
@@ -48,20 +51,25 @@ class Hosts:
         for category in sorted(self._rings):
             ring = sorted(self._rings[category], key=lambda entry: entry[0])
             places = [place for place, _, _ in ring]
+            hosted: Counter[str] = Counter()
             for _, target, stance in ring:
                 used: set[str] = set()
                 for number in range(self._count):
                     start = bisect_left(places, _hash(f"{target.subject_id}:{seed + number}"))
-                    for step in range(min(TRIES, len(ring))):
-                        _, host, place = ring[(start + step) % len(ring)]
-                        if (
-                            self._videos[target.clip_id] != self._videos[host.clip_id]
-                            and host.subject_id not in used
-                            and fits(stance, place, self._config)
-                        ):
-                            used.add(host.subject_id)
-                            yield target, host, number
-                            break
+                    walk = (ring[(start + step) % len(ring)] for step in range(min(TRIES, len(ring))))
+                    fitting = [
+                        host
+                        for _, host, place in walk
+                        if self._videos[target.clip_id] != self._videos[host.clip_id]
+                        and host.subject_id not in used
+                        and fits(stance, place, self._config)
+                    ]
+                    if fitting:
+                        free = (host for host in fitting if hosted[host.subject_id] < MOST * self._count)
+                        host = next(free, fitting[0])
+                        used.add(host.subject_id)
+                        hosted[host.subject_id] += 1
+                        yield target, host, number
 
 
 def _hash(text: str) -> str:

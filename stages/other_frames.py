@@ -20,8 +20,8 @@ class OtherFrameConfig(Section):
     count: int = Field(2, ge=0)
     """Most pictures per subject; 0 turns the kind off."""
     min_quality: float = Field(0.5, ge=0, le=1)
-    """Least quality of a frame as a share of the best frame's: sharpness, completeness, mask, and the face if the best
-    shows one."""
+    """Least quality of a frame as a share of the best frame's: in sharpness, completeness, mask, and face if the best
+    shows one; the worst of them counts."""
 
 
 def other_frames(subject: Row, config: OtherFrameConfig) -> list[int]:
@@ -52,11 +52,12 @@ def other_frames(subject: Row, config: OtherFrameConfig) -> list[int]:
 
 
 def quality(frame: Row, best: Row) -> float:
-    """How well a frame shows its subject, compared with the best one; [0, 1], geometric mean of the parts.
+    """How well a frame shows its subject, compared with the best one; [0, 1], the worst of the parts.
 
-    The parts are sharpness (logarithmic: past a point, more detail is noise), the share of the outline inside of the
-    frame, the segmenter's score, and, where the best frame shows a face, the face's score times how far it looks into
-    the camera: a back of a head is no reference of a person who can be seen.
+    One fault spoils a reference, however good the rest is. The parts are sharpness (logarithmic: past a point, more
+    detail is noise), the share of the outline inside of the frame, the segmenter's score, and, where the best frame
+    shows a face, the face's score times how far it looks into the camera: a back of a head is no reference of a person
+    who can be seen.
     """
     parts = [
         _share(np.log1p(frame["sharpness"]), np.log1p(best["sharpness"])),
@@ -65,7 +66,7 @@ def quality(frame: Row, best: Row) -> float:
     ]
     if best["face"] > 0:
         parts.append(_share(frame["face"] * _facing(frame["face_pose"]), best["face"] * _facing(best["face_pose"])))
-    return float(np.prod(parts) ** (1 / len(parts)))
+    return min(parts)
 
 
 def _share(value: float, of: float) -> float:

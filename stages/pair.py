@@ -53,7 +53,7 @@ class IdentityRule(Section):
     max: float = Field(ge=-1, le=1)
     """Largest cosine: above it lie copies."""
     min_face: float = Field(0.0, ge=0, le=1)
-    """Least detector score of both faces: the embedding of an unsure face is anybody's."""
+    """Where faces prove it: least detector score of both; the embedding of an unsure face is anybody's."""
     scope: Literal["anywhere", "same_video", "other_video"] = "anywhere"
     """Which clips may be paired: any other clip, only those of the same video, or only those of other videos."""
     trust_looks: bool = False
@@ -277,7 +277,9 @@ def _numbered(names: Iterable[str]) -> npt.NDArray[np.int64]:
 
 
 def _can_prove(subject: Row, rule: IdentityRule) -> bool:
-    return rule.by != "none" and subject[f"{rule.by}_embedding"] is not None and subject["face"] >= rule.min_face
+    if rule.by == "none" or subject[f"{rule.by}_embedding"] is None:
+        return False
+    return rule.by != "face" or bool(subject["face"] >= rule.min_face)
 
 
 def _in_scope(same_video: npt.NDArray[np.bool_], rule: IdentityRule) -> npt.NDArray[np.bool_]:
