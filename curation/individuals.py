@@ -17,6 +17,7 @@ from curation.workspace import Workspace
 from stages.identity import identities
 from stages.mixture import similar_others
 from stages.pair import Crowd, Individual, rivals, same_subjects
+from stages.records import Subject
 from stages.sample import Negative, SamplePlan
 
 LOOKED_AT = 64
@@ -39,8 +40,8 @@ class Individuals:
 
     @cached_property
     def _clip_of(self) -> dict[str, str]:
-        rows = compared_subjects(self._workspace, self._subjects, frames=False)
-        return {row["subject_id"]: row["clip_id"] for row in rows}
+        rows = self._workspace.rows(Subject, ["subject_id", "clip_id"])
+        return {row["subject_id"]: row["clip_id"] for row in rows if row["subject_id"] in self._subjects}
 
     @cached_property
     def names(self) -> dict[str, str]:
