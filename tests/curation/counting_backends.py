@@ -18,7 +18,12 @@ from models.protocols import Detection, FillRequest, Image, Keyframe, Mask, Segm
 from models.registry import BackendConfig
 
 SEEN: dict[str, list[list[object]]] = defaultdict(list)
-"""Per task, one list of items for each call. A clip is named by :func:`name_of` its first keyframe."""
+"""Per task, one list of items for each call. A clip is named by :func:`name_of` its first keyframe. What the detector
+is asked of a single picture, whether it holds a second subject, stands under :data:`SECOND`."""
+
+SECOND = "second subject"
+CROWD = "a crowd"
+"""A prompt at which the inpainter paints discs of its own into the background."""
 
 POISON: dict[str, set[str]] = defaultdict(set)
 """Per task, the items on which it raises."""
@@ -97,7 +102,8 @@ class Discs(Fake):
     def detect(
         self, clips: Sequence[Sequence[Keyframe]], words: Sequence[Sequence[str]]
     ) -> list[list[list[Detection]]]:
-        _note("detector", [name_of(clip[0].image) for clip in clips])
+        for task, alone in (("detector", False), (SECOND, True)):
+            _note(task, [name_of(clip[0].image) for clip in clips if (len(clip) == 1) is alone])
         return [
             [_discs(keyframe.image, asked or ["subject"]) for keyframe in clip]
             for clip, asked in zip(clips, words, strict=True)
@@ -148,15 +154,18 @@ class Hues(Fake):
 
 
 class Noise(Fake):
-    """Paints coarse noise, of the seed that it is given."""
+    """Paints coarse grey noise, of the seed that it is given."""
 
     def fill(self, requests: Sequence[FillRequest]) -> list[Image]:
         _note("inpainter", [request.prompt for request in requests])
         pictures = []
         for request in requests:
             height, width = request.image.shape[:2]
-            coarse = np.random.default_rng(request.seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3))
+            coarse = np.random.default_rng(request.seed).integers(0, 256, (height // 16 + 1, width // 16 + 1))
             noise = cv2.resize(coarse.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+            noise = np.repeat(noise[..., None], 3, axis=2)
+            if CROWD in request.prompt:
+                cv2.circle(noise, (20, 20), 18, (30, 190, 50), -1)
             pictures.append(np.where(request.mask[..., None], noise, request.image))
         return pictures
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import av
 import pytest
-from counting_backends import POISON, CursedError, calls, forget, given, name_of
+from counting_backends import CROWD, POISON, SECOND, CursedError, calls, forget, given, name_of
 from hypothesis import given as hypothesis_given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -29,6 +29,7 @@ from stages.records import (
     Clip,
     Encoding,
     Failure,
+    Proof,
     Reference,
     Score,
     Source,
@@ -36,7 +37,8 @@ from stages.records import (
     Verdict,
 )
 
-SUBJECT_MODELS = {"detector", "segmenter", "embedder", "inpainter"}
+VERIFIERS = {"embedder", SECOND}
+"""What the proofs of painted pictures ask."""
 
 
 @pytest.fixture
@@ -125,14 +127,43 @@ class TestFirstRun:
             assert found == expected + Counter() if alone else found == expected + Counter(cross_clip=2)
 
     def test_references_prove_what_they_are(self, workspace, table_of) -> None:
-        for row in table_of(workspace, Reference).values():
+        proofs, references = table_of(workspace, Proof), table_of(workspace, Reference)
+        assert proofs.keys() == references.keys()
+        for key, row in references.items():
+            proof = proofs[key]
             assert row["image"].startswith(b"\x89PNG")
-            assert row["identity_similarity"] > 0.95
+            assert proof["identity_similarity"] > 0.95
+            assert proof["rival_similarity"] < 0.05
             if row["kind"] == "original":
-                assert row["context_difference"] == pytest.approx(0, abs=1e-6)
+                assert proof["context_difference"] == pytest.approx(0, abs=1e-6)
+                assert proof["copy_risk"] is None
             else:
-                assert row["context_difference"] > 0.1
+                assert proof["context_difference"] > 0.1
+            # What keeps the subject's pixels is found in its frames; another clip's picture is not.
+            if row["kind"] == "inpainted":
+                assert proof["copy_risk"] > 0.9
+                assert (proof["subject_change"], proof["second_subject"]) == (0, 0)
+            if row["kind"] == "cross_clip":
+                assert proof["copy_risk"] < 0.3
+                assert proof["subject_change"] is None
             assert row["method"].startswith("fake@" if row["kind"] == "inpainted" else "cut_out")
+
+    def test_each_subject_is_held_against_the_others_and_never_against_itself(
+        self, workspace, clip_ids, table_of
+    ) -> None:
+        of_clip = {clip: name for name, clips in clip_ids(workspace).items() for clip in clips}
+        subjects, references = table_of(workspace, Subject), table_of(workspace, Reference)
+        shown = {key: (of_clip[row["clip_id"]], row["word"]) for key, row in subjects.items()}
+        held = {
+            (shown[references[key]["subject_id"]], shown[row["rival_subject_id"]])
+            for key, row in table_of(workspace, Proof).items()
+        }
+        blue, dog, red = ("d", "cat"), ("d", "dog"), {(name, "cat") for name in "abc"}
+        assert {target for target, _ in held} == {blue, dog} | red
+        assert {other for target, other in held if target in red} == {blue}
+        assert {other for target, other in held if target == blue} <= {dog} | red
+        # No other clip has a dog, but another animal stands beside it.
+        assert {other for target, other in held if target == dog} == {blue}
 
     def test_encodings_are_what_they_say(self, workspace, clip_ids, table_of, tmp_path) -> None:
         encodings, ids = table_of(workspace, Encoding), clip_ids(workspace)
@@ -238,12 +269,13 @@ class TestChangedConfig:
             clip for name, clips in clip_ids(workspace).items() for clip in clips if brightness[name] >= least
         }
         assert len(kept) == 3
-        assert not SUBJECT_MODELS - {"inpainter", "embedder"} & set(calls())
-        assert "text" not in calls()
-        assert given("inpainter") == []
+        # Who is left has fewer rivals, and is measured against those anew.
+        assert set(calls()) <= VERIFIERS
         forget()
         curate(workspace, config, [videos])
-        assert set(calls()) <= {"inpainter", "embedder"}
+        assert set(calls()) == VERIFIERS | {"inpainter"}
+        dropped = [row["word"] for row in table_of(workspace, Subject).values() if row["clip_id"] not in kept]
+        assert sorted(given("inpainter")) == sorted(f"{word}, a plain, natural background" for word in dropped)
         assert shard_files(workspace) == files
 
     def test_another_prompt_repaints_and_does_nothing_else(
@@ -253,8 +285,11 @@ class TestChangedConfig:
         curate(workspace, configure({"references.inpainted.prompt": "the sea"}), [videos])
         after = all_rows(workspace)
         assert sorted(given("inpainter")) == ["cat, the sea"] * 4 + ["dog, the sea"]
-        assert set(calls()) == {"inpainter", "embedder"}
-        assert without(after, Reference, Verdict) == without(before, Reference, Verdict)
+        assert set(calls()) == VERIFIERS | {"inpainter"}
+        assert without(after, Reference, Proof, Verdict) == without(before, Reference, Proof, Verdict)
+        old, new = before[Proof], after[Proof]
+        assert all(old[key] == new[key] for key in old.keys() & new.keys())
+        assert new.keys() == after[Reference].keys()
         old, new = before[Reference], after[Reference]
         assert {row["kind"] for key, row in old.items() if key not in new} == {"inpainted"}
         assert {row["kind"] for key, row in new.items() if key not in old} == {"inpainted"}
@@ -378,6 +413,7 @@ def test_shards_do_not_depend_on_order_units_batches_or_rounds(
             "runtime.split": {"operators": [{"stages": ["split"]}], **step},
             "runtime.annotate": annotate,
             "runtime.references": {"operators": [{"stages": ["synthesise"], "batch": 5}], **step},
+            "runtime.verify": {"operators": [{"stages": ["verify"], "batch": 2}], **step},
             "runtime.encode": {"operators": [{"stages": ["encode"]}], **step},
             "runtime.commit_s": 0,
         }
@@ -425,7 +461,7 @@ class TestFailures:
         keys = {row["key"]: row for row in read_index(workspace.path("shards"))}
         if task == "inpainter":
             (dog,) = (row for row in table_of(workspace, Subject).values() if row["word"] == "dog")
-            assert failure.item == dog["subject_id"]
+            assert failure.item == f"{dog['subject_id']}:inpainted"
             assert keys.keys() == set.union(*(ids[name] for name in "abcd"))
             # Of the dog's pictures only the painted one was to be made again.
             assert [keys[clip]["references"] for clip in ids["d"]] == [7]
@@ -522,6 +558,7 @@ REMADE = {
     "split": {"models.shots.strength": 2},
     "annotate": {"models.text.strength": 2, "models.detector.strength": 2},
     "references": {"models.inpainter.strength": 2},
+    "verify": {"verify.rivals": 2},
     "encode": {"pack.crf": 40},
     "pack": {"pack.shard_samples": 1},
 }
@@ -536,6 +573,7 @@ ONE_BY_ONE = {
             "split": ["split"],
             "annotate": ["look", "score", "caption", "ground", "segment", "describe"],
             "references": ["synthesise"],
+            "verify": ["verify"],
             "encode": ["encode"],
         }.items()
     },
@@ -580,7 +618,7 @@ class TestInterrupted:
 
     @pytest.mark.parametrize(
         ("step", "after"),
-        [("split", 2), ("annotate", 0), ("annotate", 3), ("references", 2), ("encode", 1), ("pack", 1)],
+        [("split", 2), ("annotate", 0), ("annotate", 3), ("references", 2), ("verify", 2), ("encode", 1), ("pack", 1)],
     )
     def test_between_units(self, workspace, remake, assert_recovers, table_of, step, after) -> None:
         with pytest.raises(Killed):
