@@ -25,7 +25,16 @@ import numpy.typing as npt
 Picture = npt.NDArray[np.uint8]
 Point = tuple[float, float]
 Colour = tuple[float, float, float]
+Field = npt.NDArray[np.float32]
+"""Where each pixel comes from, relative to its own place: ``(height, width, 2)``, across and down."""
 
+BEND = 0.06
+"""How far a subject's parts move as it bends, as a share of its longer side."""
+WAVES = 3
+WAVES_ACROSS = (0.6, 1.6)
+"""How many waves of a bend go over its longer side."""
+EDGE_FADE = 8.0
+"""Shares of its sides over which a bend fades out towards its edges: one in so many."""
 STAMP = ".demo.json"
 TRUNCATED, COPY = "broken/rocket_truncated.mp4", "again/cat_wall_copy.mp4"
 
@@ -340,18 +349,23 @@ VIDEOS = (
 def frames(video: Video) -> Iterator[Picture]:
     """The frames of a video, one at a time: RGB of shape ``(height, width, 3)``."""
     for shot in video.shots:
-        yield from _shot_frames(shot, video.size, round(shot.seconds * video.fps))
+        yield from _shot_frames(shot, video, round(shot.seconds * video.fps))
 
 
-def _shot_frames(shot: Shot, size: tuple[int, int], count: int) -> Iterator[Picture]:
-    stage = _stage(shot, size)
-    sprites = [_sprite(actor, size[1]) for actor in shot.actors]
+def _shot_frames(shot: Shot, video: Video, count: int) -> Iterator[Picture]:
+    stage = _stage(shot, video.size)
+    sprites = [_sprite(actor, video.size[1]) for actor in shot.actors]
+    poses = [
+        _poses(sprite, f"{video.name} {shot.background} {actor.subject}")
+        for actor, sprite in zip(shot.actors, sprites, strict=True)
+    ]
     finish = _finish(shot)
     for number in range(count):
         time = number / (count - 1)
-        frame = _camera(stage, shot, size, time)
-        for actor, sprite in zip(shot.actors, sprites, strict=True):
-            _paint(frame, sprite, actor, time, seconds=shot.seconds)
+        frame = _camera(stage, shot, video.size, time)
+        for actor, sprite, (first, last) in zip(shot.actors, sprites, poses, strict=True):
+            posed = _bent(sprite, (1 - time) * first + time * last)
+            _paint(frame, posed, actor, time, seconds=shot.seconds)
         yield finish(frame)
 
 
@@ -439,6 +453,51 @@ def _relit(picture: Picture, factors: Colour, lift: Colour = (0.0, 0.0, 0.0)) ->
     table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)[:, None, :]
     relit: Picture = cv2.LUT(picture, table)
     return relit
+
+
+def _poses(sprite: Picture, name: str) -> tuple[Field, Field]:
+    """How a sprite is bent at the start and at the end of a shot: smooth fields that follow from the name.
+
+    A photograph that is only moved is the same picture wherever it goes, and every reference of it a copy. Bent, it
+    stands in for a subject that moves.
+    """
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    random = np.random.default_rng(seed)
+    height, width = sprite.shape[:2]
+    down, across = np.mgrid[0:height, 0:width].astype(np.float32) / max(height, width)
+    fields = []
+    for _ in range(2):
+        field = np.zeros((height, width, 2), np.float32)
+        for axis in (0, 1):
+            for _ in range(WAVES):
+                turn, phase = random.uniform(0, 2 * pi, 2)
+                way = across * cos(turn) + down * sin(turn)
+                field[..., axis] += np.sin(2 * pi * random.uniform(*WAVES_ACROSS) * way + phase)
+        fields.append(field * (BEND * max(height, width) / WAVES))
+    return fields[0], fields[1]
+
+
+def _bent(sprite: Picture, field: Field) -> Picture:
+    import cv2
+
+    down, across = np.mgrid[0 : sprite.shape[0], 0 : sprite.shape[1]].astype(np.float32)
+    # What is bent beyond the sprite's own edge would end there in a straight line.
+    fade = np.minimum(
+        1,
+        EDGE_FADE
+        * np.minimum(
+            np.minimum(across, sprite.shape[1] - 1 - across) / sprite.shape[1],
+            np.minimum(down, sprite.shape[0] - 1 - down) / sprite.shape[0],
+        ),
+    )
+    bent: Picture = cv2.remap(
+        sprite,
+        across + fade * field[..., 0],
+        down + fade * field[..., 1],
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+    )
+    return bent
 
 
 def _sprite(actor: Actor, frame_height: int) -> Picture:
