@@ -189,9 +189,14 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _sheet(options: argparse.Namespace) -> int:
+    from curation.proof_sheet import draw_proofs
     from curation.sheet import draw_sheet
     from curation.workspace import Workspace
 
+    if options.proofs is not None:
+        drawn = draw_proofs(Workspace.open(options.workspace), options.output, kinds=options.proofs, most=options.most)
+        print(f"{options.output}: references of {drawn} subjects")
+        return DONE
     drawn = draw_sheet(Workspace.open(options.workspace), options.output, rejected=options.rejected, most=options.most)
     print(f"{options.output}: {drawn} {'dropped' if options.rejected else 'samples'}")
     return DONE
@@ -371,6 +376,13 @@ def add_commands(add: Add) -> None:
     )
     sheet.add_argument("-o", "--output", type=Path, default=Path("sheet.png"), metavar="PNG", help="file to write")
     sheet.add_argument("--rejected", metavar="REASON", help="draw what was dropped for this reason instead")
+    sheet.add_argument(
+        "--proofs",
+        nargs="*",
+        metavar="KIND",
+        help="draw each subject with its references of these kinds (of all, if none is named), passed and dropped, "
+        "with what was measured of them",
+    )
     sheet.add_argument("--most", type=int, default=24, metavar="N", help="rows at most")
     add_workspace(sheet)
     models = add(

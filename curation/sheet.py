@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
-from PIL import Image as PILImage
 
 from curation.shards import read_manifest
 from curation.stats import stand_ins
@@ -30,7 +29,6 @@ from curation.tiles import (
     GREY,
     INK,
     LARGE,
-    LINE,
     MARGIN,
     NORMAL,
     PAGE,
@@ -39,7 +37,6 @@ from curation.tiles import (
     RED,
     SPLIT_COLOURS,
     SUBJECT_COLOURS,
-    WHITE,
     Colour,
     Tile,
     below,
@@ -48,6 +45,7 @@ from curation.tiles import (
     flow,
     label_subjects,
     missing_tile,
+    page,
     pill,
     row_tile,
     squared,
@@ -55,7 +53,7 @@ from curation.tiles import (
     thumbnail,
     with_masks,
 )
-from curation.workspace import Workspace
+from curation.workspace import Workspace, among
 from models.errors import UserError
 from models.protocols import Image, Mask
 from stages.measure import decode_rle
@@ -74,7 +72,15 @@ SUBJECT_NUMBERS = (
 )
 REFERENCE_NUMBERS = (
     *("identity_by", "identity_similarity", "rival_similarity", "context_difference", "pose_difference"),
-    *("background_difference", "scale_difference", "hash_distance", "time_distance", "copy_risk", "image_text", "nudity"),
+    *(
+        "background_difference",
+        "scale_difference",
+        "hash_distance",
+        "time_distance",
+        "copy_risk",
+        "image_text",
+        "nudity",
+    ),
     *("subject_change", "background_change", "halo", "second_subject", "brightness", "sharpness", "width", "height"),
     "seed",
 )
@@ -154,9 +160,9 @@ def draw_sheet(workspace: Workspace, output: Path, *, rejected: str | None = Non
         counts, notes, rows = _samples_sheet(workspace, most)
     else:
         counts, notes, rows = _rejected_sheet(workspace, rejected, most)
-    header = _header(workspace, counts, notes)
+    head = header(workspace, counts, notes)
     output.parent.mkdir(parents=True, exist_ok=True)
-    _page(header, rows).save(output, format="PNG")
+    page(head, rows).save(output, format="PNG")
     return len(rows)
 
 
@@ -182,7 +188,7 @@ def _samples_sheet(workspace: Workspace, most: int) -> tuple[str, str, list[Tile
 
 def _read_samples(workspace: Workspace, clip_ids: Sequence[str]) -> list[_Sample]:
     """The samples of these clips, with the pictures of their accepted references."""
-    clips = {clip.clip_id: clip for clip in workspace.records(Clip, _among("clip_id", clip_ids))}
+    clips = {clip.clip_id: clip for clip in workspace.records(Clip, among("clip_id", clip_ids))}
     captions = _by(workspace, Annotation, "clip_id", clip_ids, ["caption"])
     scores = _by(workspace, Score, "clip_id", clip_ids)
     sources = _sources(workspace, clips.values())
@@ -205,7 +211,7 @@ def _read_samples(workspace: Workspace, clip_ids: Sequence[str]) -> list[_Sample
 def _accepted_subjects(workspace: Workspace, clip_ids: Sequence[str]) -> dict[str, list[_Accepted]]:
     """Accepted subjects that have references, by clip, in the order in which a sample numbers them."""
     columns = ["subject_id", "clip_id", "word", "area", "face", "frame_width", "frame_height", "best", "frames"]
-    rows = workspace.read(Subject, columns, _among("clip_id", clip_ids)).to_pylist()
+    rows = workspace.read(Subject, columns, among("clip_id", clip_ids)).to_pylist()
     kept = _passing(workspace, [row["subject_id"] for row in rows])
     references = _accepted_references(workspace, kept)
     found: dict[str, list[_Accepted]] = {}
@@ -219,10 +225,10 @@ def _accepted_subjects(workspace: Workspace, clip_ids: Sequence[str]) -> dict[st
 
 def _accepted_references(workspace: Workspace, subject_ids: Iterable[str]) -> dict[str, list[Row]]:
     """By subject, in the order in which a sample numbers them. Pictures are read of the accepted ones alone."""
-    rows = workspace.read(Reference, ["reference_id"], _among("subject_id", subject_ids)).to_pylist()
+    rows = workspace.read(Reference, ["reference_id"], among("subject_id", subject_ids)).to_pylist()
     kept = _passing(workspace, [row["reference_id"] for row in rows])
     accepted = proved_references(
-        workspace, ["reference_id", "subject_id", "kind", "image"], _among("reference_id", kept)
+        workspace, ["reference_id", "subject_id", "kind", "image"], among("reference_id", kept)
     )
     found: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(accepted, key=lambda row: (KIND_ORDER.index(row["kind"]), row["reference_id"])):
@@ -262,7 +268,7 @@ def _unknown(workspace: Workspace, reason: str, dropped: Iterable[Row]) -> Value
 def _rejected_clips(
     workspace: Workspace, ids: Sequence[str], reasons: Mapping[str, list[str]], asked: str
 ) -> Iterator[Tile]:
-    clips = workspace.records(Clip, _among("clip_id", ids))
+    clips = workspace.records(Clip, among("clip_id", ids))
     sources = _sources(workspace, clips)
     scores = _by(workspace, Score, "clip_id", ids)
     frames = _read_frames([(clip, sources.get(clip.video_id), (clip.start_s + clip.end_s) / 2) for clip in clips])
@@ -278,7 +284,7 @@ def _rejected_clips(
 def _rejected_subjects(
     workspace: Workspace, ids: Sequence[str], reasons: Mapping[str, list[str]], asked: str
 ) -> Iterator[Tile]:
-    for subject in sorted(workspace.records(Subject, _among("subject_id", ids)), key=lambda row: row.subject_id):
+    for subject in sorted(workspace.records(Subject, among("subject_id", ids)), key=lambda row: row.subject_id):
         where = f"subject of clip {subject.clip_id}"
         about = _rejected_about(f"{subject.word} ({subject.category})", where, subject.subject_id, reasons, asked)
         numbers = {name: getattr(subject, name) for name in SUBJECT_NUMBERS}
@@ -288,9 +294,9 @@ def _rejected_subjects(
 def _rejected_references(
     workspace: Workspace, ids: Sequence[str], reasons: Mapping[str, list[str]], asked: str
 ) -> Iterator[Tile]:
-    references = list(proved_references(workspace, Reference.schema().names, _among("reference_id", ids)))
+    references = list(proved_references(workspace, Reference.schema().names, among("reference_id", ids)))
     wanted = sorted({reference["subject_id"] for reference in references})
-    targets = {subject.subject_id: subject for subject in workspace.records(Subject, _among("subject_id", wanted))}
+    targets = {subject.subject_id: subject for subject in workspace.records(Subject, among("subject_id", wanted))}
     for reference in references:
         target = targets.get(reference["subject_id"])
         where = f"for {target.word if target else 'a subject'} {reference['subject_id']}"
@@ -404,7 +410,8 @@ def _numbers(row: Mapping[str, Any], names: Iterable[str]) -> Tile:
     return flow(cells, DETAILS, CELL_GAP)
 
 
-def _header(workspace: Workspace, counts: str, notes: str) -> Tile:
+def header(workspace: Workspace, counts: str, notes: str) -> Tile:
+    """What a sheet shows, how to read it, and what stood in for networks."""
     width = PAGE - 2 * MARGIN
     name = workspace.uri.rstrip("/").rsplit("/", 1)[-1]
     tiles = [text_tile(f"{name}: {counts}", width, size=LARGE)]
@@ -413,14 +420,6 @@ def _header(workspace: Workspace, counts: str, notes: str) -> Tile:
     if stand_in_notes := stand_ins(read_manifest(workspace.path("shards"))):
         tiles.append(text_tile(f"Stand-ins: {'; '.join(stand_in_notes)}.", width, colour=AMBER, lines=3))
     return below(tiles, gap=CELL_GAP)
-
-
-def _page(header: Tile, rows: Iterable[Tile]) -> Tile:
-    line = PILImage.new("RGB", (PAGE - 2 * MARGIN, 1), LINE)
-    content = below([header, *(tile for row in rows for tile in (line, row))], gap=GAP)
-    page = PILImage.new("RGB", (PAGE, content.height + 2 * MARGIN), WHITE)
-    page.paste(content, (MARGIN, MARGIN))
-    return page
 
 
 def _read_frames(wanted: Iterable[tuple[Clip, Source | None, float]]) -> _Frames:
@@ -443,7 +442,7 @@ def _read_frames(wanted: Iterable[tuple[Clip, Source | None, float]]) -> _Frames
 def _sources(workspace: Workspace, clips: Iterable[Clip]) -> dict[str, Source]:
     """The sources of these clips' videos; of several with the same bytes, the one whose URI sorts first."""
     found: dict[str, Source] = {}
-    videos = _among("video_id", sorted({clip.video_id for clip in clips}))
+    videos = among("video_id", sorted({clip.video_id for clip in clips}))
     for source in sorted(workspace.records(Source, videos), key=lambda source: source.uri):
         found.setdefault(source.video_id, source)
     return found
@@ -459,7 +458,7 @@ def _splits(workspace: Workspace, clip_ids: Sequence[str]) -> dict[str, str]:
 
 
 def _passing(workspace: Workspace, ids: Sequence[str]) -> set[str]:
-    rows = workspace.read(Verdict, ["id"], f"keep AND {_among('id', ids)}").to_pylist()
+    rows = workspace.read(Verdict, ["id"], f"keep AND {among('id', ids)}").to_pylist()
     return {row["id"] for row in rows}
 
 
@@ -468,13 +467,7 @@ def _by(
 ) -> dict[str, Row]:
     """Rows whose ``column``, which is unique, holds one of these values, by that value."""
     names = None if columns is None else [column, *columns]
-    return {row[column]: row for row in workspace.read(record, names, _among(column, values)).to_pylist()}
-
-
-def _among(column: str, values: Iterable[str]) -> str:
-    """SQL for: the column holds one of these values."""
-    quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in sorted(values))
-    return f"{column} IN ({quoted})" if quoted else "false"
+    return {row[column]: row for row in workspace.read(record, names, among(column, values)).to_pylist()}
 
 
 def _where(clip: Clip, source: Source | None) -> str:

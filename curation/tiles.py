@@ -135,6 +135,15 @@ def row_tile(picture: Tile, about: Tile, details: Tile) -> Tile:
     return row
 
 
+def page(header: Tile, rows: Iterable[Tile]) -> Tile:
+    """A header and rows below it, with lines between them."""
+    line = PILImage.new("RGB", (PAGE - 2 * MARGIN, 1), LINE)
+    content = below([header, *(tile for row in rows for tile in (line, row))], gap=GAP)
+    whole = PILImage.new("RGB", (PAGE, content.height + 2 * MARGIN), WHITE)
+    whole.paste(content, (MARGIN, MARGIN))
+    return whole
+
+
 def below(tiles: Sequence[Tile], *, gap: int = 0, fill: Colour = WHITE) -> Tile:
     """Tiles below one another, at the left."""
     height = sum(tile.height for tile in tiles) + gap * (len(tiles) - 1)

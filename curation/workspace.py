@@ -266,6 +266,12 @@ class Workspace:
                 )
 
 
+def among(column: str, values: Iterable[str]) -> str:
+    """SQL for: the column holds one of these values."""
+    quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in sorted(values))
+    return f"{column} IN ({quoted})" if quoted else "false"
+
+
 def _difference(found: pa.Schema, wanted: pa.Schema) -> str:
     extra, missing = set(found.names) - set(wanted.names), set(wanted.names) - set(found.names)
     return f"unknown: {sorted(extra)}, missing: {sorted(missing)}" if extra or missing else "types changed"
