@@ -37,7 +37,7 @@ from stages.records import KIND_ORDER, Reference, Subject, Verdict
 
 Row = dict[str, Any]
 
-SIDE = 184
+SIDE = 160
 """Of a reference's picture."""
 GREEN: Colour = (24, 140, 52)
 LEGEND = (
