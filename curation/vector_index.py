@@ -77,8 +77,10 @@ class LanceNeighbours:
             threads: how many search at a time, as many as there are CPUs if it is not said.
         """
         self._vectors = vectors
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or os.cpu_count() or 1
         self._centroids = centroids(vectors, max(1, len(vectors) // PARTITION), seed=0)
+        self.probes = min(len(self._centroids), math.ceil(PROBES * len(self._centroids) ** 0.5))
+        """Partitions that are searched for each row."""
         flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         dataset = lance.write_dataset(pa.table({"vector": flat}), str(folder / "vectors.lance"))
         dataset = dataset.create_index(
@@ -122,7 +124,7 @@ class LanceNeighbours:
 
     def _asked(self, rows: Numbers, pool: ThreadPoolExecutor) -> list[Numbers]:
         """Per partition the places of the rows that it is searched for."""
-        count = min(len(self._centroids), math.ceil(PROBES * len(self._centroids) ** 0.5))
+        count = self.probes
         wide = self._centroids.astype(np.float64)
 
         def nearest(start: int) -> npt.NDArray[np.int64]:
