@@ -201,17 +201,20 @@ def _ms(expense: Expense) -> float:
 
 def _times(config: Config, task: str, per: str) -> float:
     """Runs per clip: what the stages ask of a task."""
-    keyframes = config.annotate.look.keyframes
-    kept = config.annotate.describe.keep_frames
+    keyframes, judged = config.annotate.look.keyframes, config.annotate.score.judged_frames
+    kept, references = config.annotate.describe.keep_frames, config.references
+    scenes = (references.inpainted.count + references.swapped.count) * SUBJECTS
+    on_white = (references.augmented.count + references.moved.count) * SUBJECTS
+    cut = (1 + references.other_frame.count + references.cross_clip.count) * SUBJECTS
     runs: dict[str, float] = {
-        "aesthetic": config.annotate.score.judged_frames,
-        "safety": config.annotate.score.judged_frames,
-        "detector": keyframes,
+        "aesthetic": judged,
+        "safety": judged + cut + scenes + on_white,
+        "detector": keyframes + (scenes if config.verify.second_subjects else 0),
         "segmenter": keyframes,
-        "embedder": keyframes * SUBJECTS,
-        "image_text": kept * SUBJECTS,
-        "inpainter": config.references.inpainted.count * SUBJECTS,
-        "editor": config.references.moved.count * SUBJECTS,
+        "embedder": keyframes * SUBJECTS + scenes + on_white,
+        "image_text": kept * SUBJECTS + cut + scenes + on_white,
+        "inpainter": scenes,
+        "editor": references.moved.count * SUBJECTS,
     }
     return 1 if per == "clip" else runs.get(task, 1)
 
