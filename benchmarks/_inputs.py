@@ -15,8 +15,9 @@ from curation.config import Config
 from curation.demo import VIDEOS, build_demo
 from curation.steps import clips_of, clips_with_references, write_verdicts
 from curation.workspace import Workspace
+from stages.measure import encode_rle
 from stages.picture import encode_png
-from stages.records import Annotation, Clip, Reference, Score, Subject, SubjectFrame
+from stages.records import Annotation, Clip, Proof, Reference, Score, Subject, SubjectFrame
 
 PLANTED = "planted"
 EMBEDDING = 512
@@ -87,7 +88,7 @@ def copy_workspace(source: Path, target: Path) -> Workspace:
 
 
 def plant(workspace: Workspace, config: Config, *, picture_side: int = 256, chunk: int = 100) -> int:
-    """Give every clip scores, a caption, one subject and one reference, as the annotating steps would.
+    """Give every clip scores, a caption, one subject and one proven reference, as the annotating steps would.
 
     Their numbers pass the thresholds, no two clips look alike, and no two subjects are one individual, so that
     exactly every clip becomes a sample. Rows are written in chunks: planting takes as little memory for many clips as
@@ -105,7 +106,9 @@ def plant(workspace: Workspace, config: Config, *, picture_side: int = 256, chun
         workspace.append([_score(clip, random) for clip in part])
         workspace.append([_annotation(clip) for clip in part])
         workspace.append(subjects)
-        workspace.append([_reference(subject, picture, picture_side) for subject in subjects])
+        references = [_reference(subject, picture, picture_side) for subject in subjects]
+        workspace.append(references)
+        workspace.append([_proof(reference) for reference in references])
     write_verdicts(workspace, config)
     if len(clips_with_references(workspace)) != len(clips):
         raise SystemExit("planted rows do not pass the thresholds of the config")
@@ -176,6 +179,8 @@ def _subject(clip: Clip, picture: bytes, random: np.random.Generator) -> Subject
         image_embedding=embedding,
         image_text=None,
         phash=0,
+        shape=0,
+        surroundings=[0.0] * 24,
     )
     return Subject(
         subject_id=clip.clip_id[::-1],
@@ -205,6 +210,12 @@ def _subject(clip: Clip, picture: bytes, random: np.random.Generator) -> Subject
         face_embedding=None,
         face_turn=None,
         image_embedding=embedding,
+        time=frame.time,
+        box=frame.box,
+        crop_box=frame.crop_box,
+        phash=frame.phash,
+        shape=frame.shape,
+        surroundings=frame.surroundings,
         fingerprint=PLANTED,
     )
 
@@ -217,15 +228,40 @@ def _reference(subject: Subject, picture: bytes, side: int) -> Reference:
         source_subject_id=subject.subject_id,
         source_clip_id=subject.clip_id,
         source_time=subject.frames[0].time,
+        source_frame=0,
+        scene_subject_id=None,
         image=picture,
+        mask=encode_rle(np.ones((side, side), bool)),
         width=side,
         height=side,
         method=PLANTED,
         seed=0,
+        fingerprint=PLANTED,
+    )
+
+
+def _proof(reference: Reference) -> Proof:
+    return Proof(
+        reference_id=reference.reference_id,
         identity_similarity=1.0,
         identity_by="image",
+        rival_similarity=None,
+        rival_subject_id=None,
         context_difference=0.5,
+        pose_difference=0.0,
+        background_difference=0.0,
+        scale_difference=0.0,
+        hash_distance=0,
+        time_distance=None,
+        copy_risk=None,
+        image_text=None,
+        nudity=None,
         brightness=120.0,
         sharpness=400.0,
+        phash=0,
+        subject_change=None,
+        background_change=None,
+        halo=None,
+        second_subject=None,
         fingerprint=PLANTED,
     )

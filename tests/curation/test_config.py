@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from curation.config import DEFAULT_CONFIG, Config, fingerprint, load_config, select_with
-from curation.steps import Annotate, Encode, Ingest, References, Split
+from curation.pairing import References, Verify
+from curation.steps import Annotate, Encode, Ingest, Split
 from curation.workspace import Workspace
 from models import registry
 from models.errors import UserError
 from stages.config import CONFIG_FOLDER, ConfigError, Section
+from stages.records import KIND_ORDER
 from stages.select import SelectConfig
+from stages.verify import PAINTED
 
 SHIPPED = sorted(CONFIG_FOLDER.glob("*.yaml"))
 
@@ -239,7 +242,8 @@ def changed(value: Any) -> list[Any]:
         case bool():
             return [not value]
         case int() | float():
-            return [value + 1, value + 2, value / 2, value * 1.5, value - 1]
+            others = [value + 1, value + 2, value / 2, value * 1.5, value - 1, value + 0.05]
+            return [other for other in others if other != value]
         case str():
             return ["stride", "pad", "fast", "another"]
         case tuple():
@@ -252,8 +256,15 @@ STEP_OF = {
     "annotate.look.": {"score", "annotate"},
     "annotate.score.": {"score"},
     "annotate.describe.": {"annotate"},
-    "references.inpainted.prompt": {"inpainted"},
+    "references.inpainted.count": set(),
+    "references.inpainted.": {"inpainted"},
+    "references.augmented.count": set(),
+    "references.augmented.": {"augmented"},
     "references.moved.prompts": {"moved"},
+    "references.swapped.count": set(),
+    "references.swapped.fit.": set(),
+    "references.swapped.": {"swapped"},
+    "verify.": {"verify"},
     "pack.width": {"encode"},
     "pack.height": {"encode"},
     "pack.fit": {"encode"},
@@ -261,7 +272,7 @@ STEP_OF = {
     "pack.crf": {"encode"},
     "pack.preset": {"encode"},
 }
-"""What each part of the config changes the fingerprints of; all other parts change none."""
+"""What each part of the config changes the fingerprints of, by the first that fits; all other parts change none."""
 
 
 class TestFingerprints:
@@ -276,9 +287,9 @@ class TestFingerprints:
                 "split": Split(config, workspace).fingerprint,
                 "score": annotate.score_fingerprint,
                 "annotate": annotate.fingerprint,
-                "copied": references.fingerprints["original"],
-                "inpainted": references.fingerprints["inpainted"],
-                "moved": references.fingerprints["moved"],
+                "copied": fingerprint(*(references.fingerprints[kind] for kind in KIND_ORDER if kind not in PAINTED)),
+                **{kind: references.fingerprints[kind] for kind in PAINTED},
+                "verify": Verify(config, workspace).fingerprint,
                 "encode": Encode(config, workspace).fingerprint,
             }
 
@@ -300,7 +311,9 @@ class TestFingerprints:
                 checked += 1
                 break
             else:
-                assert isinstance(value, dict | Path | None), f"no other value for {path} tried"
+                # Moving asks for an editor, which the default has not.
+                untried = isinstance(value, dict | Path | None) or path == "references.moved.count"
+                assert untried, f"no other value for {path} tried"
         assert checked > 40
 
     def test_do_not_change_with_runtime(self, of) -> None:
@@ -317,10 +330,10 @@ class TestFingerprints:
         [
             ("shots", {"split"}),
             ("text", {"score"}),
-            ("detector", {"annotate"}),
+            ("detector", {"annotate", "verify"}),
             ("segmenter", {"annotate"}),
-            ("embedder", {"annotate", "inpainted", "moved"}),
-            ("inpainter", {"inpainted"}),
+            ("embedder", {"annotate", "verify"}),
+            ("inpainter", {"inpainted", "swapped"}),
         ],
     )
     def test_change_with_the_model_that_they_stand_for(self, of, configure, task, steps) -> None:

@@ -30,7 +30,8 @@ def test_every_model_of_a_profile_is_held_by_the_workers_that_use_it() -> None:
     assert found["score"] == ["text", "aesthetic", "safety"]
     assert found["ground"] == ["detector"]
     assert found["describe"] == ["embedder", "faces", "image_text"]
-    assert found["synthesise"] == ["inpainter", "editor", "embedder", "faces"]
+    assert found["synthesise"] == ["inpainter", "editor"]
+    assert found["verify"] == ["embedder", "faces", "image_text", "safety", "detector"]
     assert found["ingest"] == found["encode"] == found["write"] == []
     chosen = load_config(KALEIDO).models.chosen()
     assert {task for tasks in found.values() for task in tasks} == set(chosen)
@@ -38,13 +39,17 @@ def test_every_model_of_a_profile_is_held_by_the_workers_that_use_it() -> None:
 
 def test_what_is_not_asked_for_is_not_held() -> None:
     assert "editor" not in groups(KALEIDO, "references.moved.count=0")["synthesise"]
-    assert "inpainter" not in groups(KALEIDO, "references.inpainted.count=0")["synthesise"]
+    assert "inpainter" in groups(KALEIDO, "references.inpainted.count=0")["synthesise"]
+    nothing_painted_behind = groups(KALEIDO, "references.inpainted.count=0", "references.swapped.count=0")
+    assert "inpainter" not in nothing_painted_behind["synthesise"]
+    assert "detector" not in nothing_painted_behind["verify"]
+    assert "detector" not in groups(KALEIDO, "verify.second_subjects=false")["verify"]
     assert groups(KALEIDO, "split.by=stride")["split"] == []
 
 
 def test_the_profile_fits_one_gpu_and_names_who_shares_it() -> None:
     planned = plan(load_config(KALEIDO))
-    for step in ("annotate", "references", "split"):
+    for step in ("annotate", "references", "verify", "split"):
         assert sum(group.operator.gpus for group in planned if group.step == step) <= 1
     (segment,) = (group for group in planned if group.operator.stages == ("segment",))
     assert segment.per_gpu == 5

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import av
 import pytest
-from counting_backends import CROWD, POISON, SECOND, CursedError, calls, forget, given, name_of
+from counting_backends import POISON, SECOND, CursedError, calls, forget, given, name_of
 from hypothesis import given as hypothesis_given
 from hypothesis import settings
 from hypothesis import strategies as st

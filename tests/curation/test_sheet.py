@@ -28,7 +28,7 @@ from curation.sheet import (
 from curation.workspace import Workspace
 from stages.measure import encode_rle
 from stages.picture import encode_png
-from stages.records import Annotation, Clip, Reference, Score, Source, Subject, SubjectFrame, Verdict
+from stages.records import Annotation, Clip, Proof, Reference, Score, Source, Subject, SubjectFrame, Verdict
 
 WIDTH, HEIGHT, FPS = 320, 180, 10
 GREEN, YELLOW, PURPLE = (20, 200, 60), (210, 190, 30), (90, 10, 160)
@@ -118,6 +118,8 @@ def subject_frame(mask: np.ndarray, time: float) -> SubjectFrame:
         image_embedding=[1.0],
         image_text=None,
         phash=0,
+        shape=0,
+        surroundings=[0.0] * 24,
     )
 
 
@@ -150,6 +152,12 @@ def subject(name: str, number: int, mask: np.ndarray, *, word: str = "panda", ti
         face_embedding=None,
         face_turn=None,
         image_embedding=[1.0],
+        time=time,
+        box=[0.0, 0.0, 1.0, 1.0],
+        crop_box=[0, 0, WIDTH, HEIGHT],
+        phash=0,
+        shape=0,
+        surroundings=[0.0] * 24,
         fingerprint="f",
     )
 
@@ -162,16 +170,41 @@ def reference(name: str, target: str, *, kind: str = "original", image: bytes | 
         source_subject_id=f"subject-{target}",
         source_clip_id="clip-0",
         source_time=1.0,
+        source_frame=0,
+        scene_subject_id=None,
         image=flat(GREEN) if image is None else image,
+        mask=encode_rle(np.ones((40, 60), bool)),
         width=60,
         height=40,
         method="cut out",
         seed=0,
+        fingerprint="f",
+    )
+
+
+def proof(name: str) -> Proof:
+    return Proof(
+        reference_id=f"reference-{name}",
         identity_similarity=0.87,
         identity_by="image",
+        rival_similarity=0.4,
+        rival_subject_id="subject-cut",
         context_difference=0.31,
+        pose_difference=0.2,
+        background_difference=0.3,
+        scale_difference=0.1,
+        hash_distance=12,
+        time_distance=None,
+        copy_risk=0.1,
+        image_text=None,
+        nudity=None,
         brightness=100.0,
         sharpness=100.0,
+        phash=0,
+        subject_change=None,
+        background_change=None,
+        halo=None,
+        second_subject=None,
         fingerprint="f",
     )
 
@@ -204,6 +237,7 @@ def fill(workspace: Workspace, video: Path) -> None:
             reference("c", "right", kind="inpainted", image=flat(PURPLE)),
         ]
     )
+    workspace.append([proof(name) for name in "abc"])
     workspace.append(
         [
             verdict("0", "clip"),
@@ -328,6 +362,7 @@ def test_one_broken_video_leaves_the_others(workspace: Workspace, tmp_path: Path
     workspace.append([clip(7, video=7)])
     workspace.append([subject("g", 7, box_mask(20, 20, 150, 160))])
     workspace.append([reference("g", "g")])
+    workspace.append([proof("g")])
     workspace.append([verdict("7", "clip"), verdict("g", "subject"), verdict("g", "reference")])
     assert draw_sheet(workspace, tmp_path / "sheet.png") == 2
     page = drawn(tmp_path / "sheet.png")

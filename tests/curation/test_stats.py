@@ -84,7 +84,7 @@ class TestCollect:
 
     def test_a_run_that_stopped_after_each_step(self, empty, config, videos, curate) -> None:
         inputs = [videos / "a.mp4", videos / "dark.mp4", videos / "torn.mp4"]
-        for step in ("ingest", "split", "annotate", "select", "references", "encode"):
+        for step in ("ingest", "split", "annotate", "select", "references", "verify", "encode"):
             curate(empty, config, inputs, steps=[step])
             stats = collect(empty)
             assert stats.levels[0].found == 3
