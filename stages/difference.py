@@ -89,7 +89,7 @@ def difference(a: Look, b: Look, *, same_video: bool) -> Difference:
     return Difference(
         pose=1 - both / either if either else 0.0,
         background=surroundings_distance(a.surroundings, b.surroundings),
-        scale=abs(float(np.log2(max(a.area, 1e-6) / max(b.area, 1e-6)))) / 2,
+        scale=abs(float(np.log2(max(a.area, 1e-6)) - np.log2(max(b.area, 1e-6)))) / 2,
         hash=int(np.bitwise_count(bits[2] ^ bits[3])),
         seconds=abs(cast(float, a.time) - cast(float, b.time)) if timed else None,
     )

@@ -15,7 +15,7 @@ def at(degrees: float) -> list[float]:
     return [float(np.cos(np.radians(degrees))), float(np.sin(np.radians(degrees)))]
 
 
-def look(bits: int = 0, *, shape: int = 0, area: float = 0.1, time: float = 0.0) -> Row:
+def look(bits: int = 0, *, shape: int = 0, area: float = 0.05, time: float = 0.0) -> Row:
     """How a picture shows a subject. Two differ overall by a 96th per bit between them, up to 24 bits."""
     return {"phash": (1 << bits) - 1, "shape": shape, "area": area, "surroundings": [0.0] * 24, "time": time}
 

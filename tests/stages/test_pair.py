@@ -132,7 +132,7 @@ class TestCrossPairs:
     def test_differences_are_those_of_both_looks(self) -> None:
         everyone = [
             subject("a", 0),
-            subject("size", 30, area=0.4),  # An octave: a fourth of the mean.
+            subject("size", 30, area=0.2),  # An octave: a fourth of the mean.
             subject("pose", 30, shape=-1),  # Nothing in common with no shape at all.
             subject("hash", 30, bits=12),
             subject("same", 30),
