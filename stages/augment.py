@@ -33,11 +33,11 @@ class AugmentConfig(Section):
     """How often the picture is mirrored. 0 where writing matters."""
     max_rotation: float = Field(20.0, ge=0, le=45)
     """Largest turn, in degrees, to either side."""
-    min_scale: float = Field(0.7, gt=0, le=1)
+    min_scale: float = Field(0.8, gt=0, le=1)
     """Smallest size, relative to the subject's own."""
     max_scale: float = Field(1.0, ge=1, le=2)
     """Largest size, relative to the subject's own."""
-    max_perspective: float = Field(0.08, ge=0, le=0.25)
+    max_perspective: float = Field(0.05, ge=0, le=0.25)
     """How far a corner of the picture may be pulled in, as a share of its side."""
     min_crop: float = Field(0.67, gt=0, le=1)
     """Smallest share of the picture's area that is cut out of it."""
