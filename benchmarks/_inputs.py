@@ -230,6 +230,7 @@ def _reference(subject: Subject, picture: bytes, side: int) -> Reference:
         source_time=subject.frames[0].time,
         source_frame=0,
         scene_subject_id=None,
+        revealed=None,
         image=picture,
         mask=encode_rle(np.ones((side, side), bool)),
         width=side,

@@ -295,6 +295,8 @@ class Reference(Record):
     height: int
     method: str
     """How the picture was made, with the model's name and revision where one was used."""
+    revealed: float | None
+    """Of ``swapped``: share of the picture that was painted where the scene's own subject was, and shows; [0, 1]."""
     seed: int
     fingerprint: str
 
@@ -327,8 +329,9 @@ class Proof(Record):
     time_distance: float | None
     """Seconds between both pictures, where they are of one video."""
     copy_risk: float | None
-    """How well the picture, or its mirror image, can be laid over a frame of the target; [0, 1]. Nothing for
-    ``original``, which is such a copy, and where copies are not looked for."""
+    """How well the picture, or its mirror image, can be laid over a frame of the target (of ``other_frame``, over one
+    that it was not cut out of); [0, 1]. Nothing for ``original``, which is such a copy, and where copies are not looked
+    for."""
     image_text: float | None
     """Cosine of the picture and the subject's word, where an image-text model is configured."""
     nudity: float | None

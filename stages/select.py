@@ -122,6 +122,8 @@ class ReferenceThresholds(Section):
     """Of pictures with a new background: least share of it that is new."""
     max_halo: float = Field(0.25, ge=0, le=1)
     """Of pictures with a new background: most that may be left of the old one along the subject's edge."""
+    max_revealed: float = Field(0.15, ge=0, le=1)
+    """Of `swapped`: largest share of the picture that was painted where the scene's own subject was, and shows."""
     max_second_subject: float = Field(0.5, ge=0, le=1)
     """Of pictures with a new background: largest score of a second subject of the same word."""
     min_brightness: float = Field(25, ge=0, le=255)
@@ -199,6 +201,7 @@ def reference_reasons(reference: Row, config: ReferenceThresholds) -> list[str]:
         "subject_changed": above(reference["subject_change"], config.max_subject_change),
         "old_background": below(reference["background_change"], config.min_background_change),
         "halo": above(reference["halo"], config.max_halo),
+        "patched": above(reference["revealed"], config.max_revealed),
         "second_subject": above(reference["second_subject"], config.max_second_subject),
         "dark": reference["brightness"] < config.min_brightness,
         "blurry": reference["sharpness"] < config.min_sharpness,

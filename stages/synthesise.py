@@ -36,6 +36,7 @@ class _Picture:
     picture: Image
     mask: Mask
     method: str
+    revealed: float | None = None
 
 
 class SynthesiseStage:
@@ -90,7 +91,8 @@ class SynthesiseStage:
         pictures = []
         for spec, picture, (_, scene_mask) in zip(specs, filled, scenes, strict=True):
             swapped = swap_compose(picture, scene_mask, *subject_crop(subjects[spec.source_id], spec.frame), config)
-            pictures.append(_Picture(swapped.picture, swapped.mask, f"swap, {self.painters.inpainted_by}"))
+            method = f"swap, {self.painters.inpainted_by}"
+            pictures.append(_Picture(swapped.picture, swapped.mask, method, swapped.revealed))
         return pictures
 
     def _move(self, specs: Specs, subjects: Subjects) -> list[_Picture]:
@@ -152,6 +154,7 @@ def _reference(spec: ReferenceSpec, made: _Picture, source: Subject) -> Referenc
         width=made.picture.shape[1],
         height=made.picture.shape[0],
         method=made.method,
+        revealed=made.revealed,
         seed=spec.seed,
         fingerprint=spec.fingerprint,
     )

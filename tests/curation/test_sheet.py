@@ -172,6 +172,7 @@ def reference(name: str, target: str, *, kind: str = "original", image: bytes | 
         source_time=1.0,
         source_frame=0,
         scene_subject_id=None,
+        revealed=None,
         image=flat(GREEN) if image is None else image,
         mask=encode_rle(np.ones((40, 60), bool)),
         width=60,
