@@ -25,6 +25,7 @@ from curation.seen_pairs import (
     together,
     tracked_different,
     tracked_same,
+    without,
 )
 from curation.workspace import Workspace
 from models.errors import UserError
@@ -67,6 +68,8 @@ class Finding:
     max: float | None
     """Bound against copies, or nothing where there are too few neighbours, ``neighbours``."""
     neighbours: int
+    nearest: tuple[str, str, float] | None
+    """The most alike of the different pairs and its cosine: where a track is wrong, it is this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +116,8 @@ def propose(workspace: Workspace, labels: Path | None, rate: float, *, across: b
 
     Args:
         workspace: curated at least until `select`.
-        labels: a file of labelled pairs; see :mod:`curation.labelled_pairs`. Its same pairs take the place of those
-            of the tracks, category by category; its different pairs are added.
+        labels: a file of labelled pairs; see :mod:`curation.labelled_pairs`. Its pairs are added, and are right
+            where the tracks say otherwise; enough same pairs of a category take the place of those of the tracks.
         rate: the false-accept rate of the bounds.
         across: whether subjects of different videos are different individuals.
 
@@ -169,14 +172,20 @@ def show(proposal: Proposal, console: Console) -> None:
     console.print(table)
     for finding in proposal.findings:
         if finding.calibration.min is None:
-            console.print(f"{finding.category} by {finding.by}: no bound. There are {finding.calibration.why}.")
+            console.print(f"{finding.category} by {finding.by}: no bound: {finding.calibration.why}.")
+    for finding in proposal.findings:
+        if finding.nearest is not None:
+            one, other, cosine = finding.nearest
+            console.print(
+                f"{finding.category} by {finding.by}: most alike of the different: {one} {other}, {cosine:.2f}"
+            )
     for finding in proposal.findings:
         if finding.faces:
             console.print(_face_table(finding))
     console.print(_copies_told(proposal.copies))
     console.print(
-        "Same pairs are frames of one track, each counted by the seconds between them: other clips are harder than "
-        "that. Different pairs are two subjects of one keyframe"
+        "Same pairs are both halves of a track, each counted by the seconds between them: other clips are harder than "
+        "that. Different pairs are two subjects of one keyframe: of those named, look whether they are two"
         + (", and subjects of different videos." if proposal.across else ".")
         + f" `min` is where a further different pair gets with a probability of {proposal.rate:g}."
     )
@@ -212,27 +221,40 @@ def _find(
     named = {subject.subject_id: subject for subject in subjects}
     own = [pair for pair in pairs if pair.a in named]
     same = labelled(own, named, by, same=True)
-    if not len(same):
-        same = tracked_same(subjects, by)
-    different = together(tracked_different(subjects, by), labelled(own, named, by, same=False))
+    if len(same) < FEWEST:
+        same = together(tracked_same(subjects, by), same)
+    seen = tracked_different(subjects, by)
     if across:
-        different = together(different, different_across(subjects, by, SEED))
+        seen = together(seen, different_across(subjects, by, SEED))
+    # Whoever labels a pair has looked: it may be one individual that was found twice.
+    known = [(named[pair.a], named[pair.b]) for pair in own]
+    different = together(without(seen, known), labelled(own, named, by, same=False))
     if not len(same) and not len(different):
         return None
     faces = face_bounds(same, different, rate, FACE_BOUNDS) if by == "face" else []
     best = best_face_bound(faces) if faces else FaceBound(0.0, calibrate(same, different, rate), 0.0)
     cosines = neighbour_cosines(subjects, by, NEIGHBOURS_S)
+    same, different = same.sure(best.min_face), different.sure(best.min_face)
     return Finding(
         category=category,
         by=by,
-        same=same.sure(best.min_face),
-        different=different.sure(best.min_face),
+        same=same,
+        different=different,
         calibration=best.calibration,
         min_face=best.min_face,
         faces=tuple(faces),
         max=_copies_above(cosines) if len(cosines) >= FEWEST else None,
         neighbours=len(cosines),
+        nearest=_nearest(different, {subject.number: subject.subject_id for subject in subjects}),
     )
+
+
+def _nearest(different: Pairs, names: Mapping[int, str]) -> tuple[str, str, float] | None:
+    if not len(different):
+        return None
+    place = int(np.argmax(different.scores))
+    one, other = different.subjects[place].tolist()
+    return names[one], names[other], float(different.scores[place])
 
 
 def _copies_above(cosines: npt.NDArray[np.float64]) -> float:

@@ -1,14 +1,16 @@
-"""Pairs of pictures that a workspace holds, of one individual or of two, and how sure that is without any label.
+"""Pairs of pictures that a workspace holds, of one individual or of two, as sure as that is without any label.
 
-Two kept frames of a subject's track show one individual. Two subjects seen in one keyframe are two.
+The kept frames of a subject's track show one individual. Two subjects of one keyframe are two. They are compared as
+`references.cross_clip` does it, by unit means over frames: means are steadier than frames, and so more alike whether
+they show one individual or two.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import dataclass
+from itertools import combinations, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy.typing as npt
 
 from curation.labelled_pairs import LabelledPair
 from curation.workspace import Workspace
-from stages.calibration import Pairs, evenly
+from stages.calibration import Pairs
 from stages.records import Clip, Subject, Verdict
 
 By = Literal["face", "image"]
@@ -27,29 +29,36 @@ MOST_ACROSS = 20_000
 INSIDE = 0.5
 """Share of the smaller of two boxes inside the other from which on they may hold one thing, found twice."""
 
-COLUMNS = ("subject_id", "clip_id", "word", "category", "best", "face", "face_embedding", "image_embedding", "frames")
+COLUMNS = ("subject_id", "clip_id", "word", "category", "face", "face_embedding", "image_embedding", "frames")
 Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
+class Sight:
+    """A kept frame of a subject. Vectors have unit length."""
+
+    time: float
+    box: tuple[float, ...]
+    face: float
+    vectors: Mapping[By, Vectors | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Tracked:
-    """A subject's kept frames, as far as they are compared. Vectors have unit length."""
+    """A subject, as far as it is compared."""
 
     number: int
+    """Its place among all that were read."""
     subject_id: str
     clip_id: str
     video_id: str
     word: str
     category: str
-    best: int
     face: float
-    times: tuple[float, ...]
-    boxes: tuple[tuple[float, ...], ...]
-    faces: tuple[float, ...]
-    vectors: Mapping[By, tuple[Vectors | None, ...]]
-    """Per frame."""
     means: Mapping[By, Vectors | None]
-    """Of the subject: what `references.cross_clip` compares."""
+    """Unit means over the kept frames: what `references.cross_clip` compares."""
+    sights: tuple[Sight, ...]
+    """By time."""
 
 
 def read_tracked(workspace: Workspace, named: Iterable[str] = ()) -> list[Tracked]:
@@ -59,76 +68,69 @@ def read_tracked(workspace: Workspace, named: Iterable[str] = ()) -> list[Tracke
     """
     kept = set(workspace.read(Verdict, ["id"], "keep AND kind = 'subject'").column("id").to_pylist())
     videos = {row["clip_id"]: row["video_id"] for row in workspace.rows(Clip, ["clip_id", "video_id"])}
-    clips = _some_clips(row["clip_id"] for row in workspace.rows(Subject, ["subject_id", "clip_id"]))
-    wanted = set(named)
-    rows = (
-        row
+    clip_of = {row["subject_id"]: row["clip_id"] for row in workspace.rows(Subject, ["subject_id", "clip_id"])}
+    clips = _some_clips(clip for name, clip in clip_of.items() if name in kept)
+    wanted = {name for name, clip in clip_of.items() if name in kept and clip in clips} | set(named)
+    numbers = {name: number for number, name in enumerate(sorted(wanted))}
+    found = [
+        _tracked(row, numbers[row["subject_id"]], videos[row["clip_id"]])
         for row in workspace.rows(Subject, COLUMNS)
-        if row["subject_id"] in wanted or (row["subject_id"] in kept and row["clip_id"] in clips)
-    )
-    found = sorted((_tracked(row, videos[row["clip_id"]]) for row in rows), key=lambda subject: subject.subject_id)
-    return [replace(subject, number=number) for number, subject in enumerate(found)]
+        if row["subject_id"] in numbers
+    ]
+    return sorted(found, key=lambda subject: subject.number)
 
 
 def tracked_same(subjects: Iterable[Tracked], by: By) -> Pairs:
-    """Any two kept frames of one subject. A pair counts for as many seconds as lie between them.
+    """The earlier and the later half of each subject's kept frames, each its unit mean.
 
-    Neighbouring frames are alike whoever they show; the further apart, the more like another clip's they are.
+    A pair counts for as many seconds as lie between the halves: neighbouring frames are alike whoever they show; the
+    further apart, the more like another clip's they are.
     """
     return _pairs(
-        (float(a @ b), subject.times[j] - subject.times[i], subject, subject, _surest(subject, i, subject, j, by))
+        (
+            float(_mean(early, by) @ _mean(late, by)),
+            _middle(late) - _middle(early),
+            subject,
+            subject,
+            min(_surest(early), _surest(late)) if by == "face" else 1.0,
+        )
         for subject in subjects
-        for i, j in combinations(range(len(subject.times)), 2)
-        if (a := subject.vectors[by][i]) is not None and (b := subject.vectors[by][j]) is not None
+        for early, late in _halves([sight for sight in subject.sights if sight.vectors[by] is not None])
     )
 
 
 def tracked_different(subjects: Iterable[Tracked], by: By) -> Pairs:
-    """Frames of two subjects in one keyframe. All those of two subjects together count once.
+    """Two subjects of one keyframe.
 
-    By their looks only things of one word are compared, as `references.cross_clip` does, and none of which one lies
-    within the other: that may be one thing, found twice.
+    By their faces, both must show one there. By their looks only things of one word are compared, as
+    `references.cross_clip` does, and none of which one lies within the other: that may be one thing, found twice.
     """
     clips: dict[str, list[Tracked]] = defaultdict(list)
     for subject in subjects:
         clips[subject.clip_id].append(subject)
-    return _evened(
-        _pairs(
-            (float(a @ b), 1.0, one, other, _surest(one, i, other, j, by))
+    return _different(
+        (
+            (one, other)
             for together in clips.values()
             for one, other in combinations(together, 2)
-            if by == "face" or one.word == other.word
-            for i, j in _moments(one, other)
-            if by == "face" or _inside(one.boxes[i], other.boxes[j]) < INSIDE
-            if (a := one.vectors[by][i]) is not None and (b := other.vectors[by][j]) is not None
-        )
+            if _are_two(one, other, by)
+        ),
+        by,
     )
 
 
 def different_across(subjects: Sequence[Tracked], by: By, seed: int) -> Pairs:
-    """Best frames of subjects of different videos: right if, and only if, no individual is in two videos."""
-    seen = [subject for subject in subjects if subject.vectors[by][subject.best] is not None]
-    return _pairs(
-        (
-            float(_vector(one.vectors[by][one.best]) @ _vector(other.vectors[by][other.best])),
-            1.0,
-            one,
-            other,
-            _surest(one, one.best, other, other.best, by),
-        )
-        for one, other in _drawn(seen, seed)
-        if one.video_id != other.video_id and (by == "face" or one.word == other.word)
-    )
+    """Subjects of different videos: right if, and only if, no individual is in two videos."""
+    return _different(((one, other) for one, other in _drawn(subjects, seed) if one.video_id != other.video_id), by)
 
 
 def labelled(pairs: Iterable[LabelledPair], subjects: Mapping[str, Tracked], by: By, *, same: bool) -> Pairs:
-    """The pairs that were labelled so, compared by the subjects' own embeddings; those without one are left out."""
+    """The pairs that were labelled so; those without such an embedding are left out."""
     return _pairs(
-        (float(u @ v), 1.0, a, b, min(a.face, b.face) if by == "face" else 1.0)
+        _comparison(subjects[pair.a], subjects[pair.b], by)
         for pair in pairs
         if pair.same == same
-        for a, b in [(subjects[pair.a], subjects[pair.b])]
-        if (u := a.means[by]) is not None and (v := b.means[by]) is not None
+        if _comparable(subjects[pair.a], by) and _comparable(subjects[pair.b], by)
     )
 
 
@@ -138,9 +140,9 @@ def neighbour_cosines(subjects: Iterable[Tracked], by: By, within_s: float) -> n
         [
             float(a @ b)
             for subject in subjects
-            for i in range(len(subject.times) - 1)
-            if subject.times[i + 1] - subject.times[i] < within_s
-            if (a := subject.vectors[by][i]) is not None and (b := subject.vectors[by][i + 1]) is not None
+            for one, other in pairwise(subject.sights)
+            if other.time - one.time < within_s
+            if (a := one.vectors[by]) is not None and (b := other.vectors[by]) is not None
         ],
         np.float64,
     )
@@ -154,6 +156,12 @@ def together(*parts: Pairs) -> Pairs:
         np.concatenate([part.subjects for part in parts]),
         np.concatenate([part.faces for part in parts]),
     )
+
+
+def without(pairs: Pairs, known: Iterable[tuple[Tracked, Tracked]]) -> Pairs:
+    """Those of other subjects than these pairs of them."""
+    taken = {frozenset((one.number, other.number)) for one, other in known}
+    return pairs.where(np.array([frozenset(two) not in taken for two in pairs.subjects.tolist()], bool))
 
 
 def _some_clips(clip_of_each: Iterable[str]) -> set[str]:
@@ -170,22 +178,25 @@ def _some_clips(clip_of_each: Iterable[str]) -> set[str]:
     return chosen
 
 
-def _tracked(row: Mapping[str, Any], video_id: str) -> Tracked:
-    frames = row["frames"]
+def _tracked(row: Mapping[str, Any], number: int, video_id: str) -> Tracked:
     return Tracked(
-        number=-1,
+        number=number,
         subject_id=row["subject_id"],
         clip_id=row["clip_id"],
         video_id=video_id,
         word=row["word"],
         category=row["category"],
-        best=row["best"],
         face=row["face"],
-        times=tuple(frame["time"] for frame in frames),
-        boxes=tuple(tuple(frame["box"]) for frame in frames),
-        faces=tuple(frame["face"] for frame in frames),
-        vectors={by: tuple(_unit(frame[f"{by}_embedding"]) for frame in frames) for by in EMBEDDINGS},
         means={by: _unit(row[f"{by}_embedding"]) for by in EMBEDDINGS},
+        sights=tuple(
+            Sight(
+                time=frame["time"],
+                box=tuple(frame["box"]),
+                face=frame["face"],
+                vectors={by: _unit(frame[f"{by}_embedding"]) for by in EMBEDDINGS},
+            )
+            for frame in row["frames"]
+        ),
     )
 
 
@@ -203,19 +214,32 @@ def _pairs(found: Iterable[tuple[float, float, Tracked, Tracked, float]]) -> Pai
     return Pairs(values[:, 0], values[:, 1], values[:, 2:4].astype(np.int64), values[:, 4])
 
 
-def _evened(pairs: Pairs) -> Pairs:
-    return replace(pairs, weights=evenly(pairs.subjects))
+def _different(pairs: Iterable[tuple[Tracked, Tracked]], by: By) -> Pairs:
+    return _pairs(
+        _comparison(one, other, by)
+        for one, other in pairs
+        if (by == "face" or one.word == other.word) and _comparable(one, by) and _comparable(other, by)
+    )
 
 
-def _surest(one: Tracked, i: int, other: Tracked, j: int, by: By) -> float:
-    """The lower detector score of both faces; by looks alone there is nothing to be unsure of."""
-    return min(one.faces[i], other.faces[j]) if by == "face" else 1.0
+def _comparable(subject: Tracked, by: By) -> bool:
+    return subject.means[by] is not None
 
 
-def _moments(one: Tracked, other: Tracked) -> Iterator[tuple[int, int]]:
-    """Places of the keyframes in which both were kept."""
-    places = {time: place for place, time in enumerate(other.times)}
-    return ((place, places[time]) for place, time in enumerate(one.times) if time in places)
+def _comparison(one: Tracked, other: Tracked, by: By) -> tuple[float, float, Tracked, Tracked, float]:
+    """By looks alone there is no face to be unsure of."""
+    cosine = float(np.dot(one.means[by], other.means[by]))  # type: ignore[arg-type]
+    return cosine, 1.0, one, other, min(one.face, other.face) if by == "face" else 1.0
+
+
+def _are_two(one: Tracked, other: Tracked, by: By) -> bool:
+    """Whether both were seen in one keyframe, and not as parts of each other."""
+    later = {sight.time: sight for sight in other.sights}
+    moments = ((sight, later[sight.time]) for sight in one.sights if sight.time in later)
+    if by == "face":
+        return any(a.vectors[by] is not None and b.vectors[by] is not None for a, b in moments)
+    shares = [_inside(a.box, b.box) for a, b in moments]
+    return bool(shares) and max(shares) < INSIDE
 
 
 def _inside(a: Sequence[float], b: Sequence[float]) -> float:
@@ -224,6 +248,25 @@ def _inside(a: Sequence[float], b: Sequence[float]) -> float:
     height = min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
     return max(0.0, width) * max(0.0, height) / smaller if smaller > 0 else 1.0
+
+
+def _halves(sights: Sequence[Sight]) -> Iterator[tuple[Sequence[Sight], Sequence[Sight]]]:
+    if len(sights) > 1:
+        yield sights[: len(sights) // 2], sights[len(sights) // 2 :]
+
+
+def _mean(sights: Sequence[Sight], by: By) -> Vectors:
+    vectors = [vector for sight in sights if (vector := sight.vectors[by]) is not None]
+    total: Vectors = np.sum(vectors, axis=0, dtype=np.float32)
+    return total / np.float32(max(float(np.linalg.norm(total)), 1e-9))
+
+
+def _middle(sights: Sequence[Sight]) -> float:
+    return float(np.mean([sight.time for sight in sights]))
+
+
+def _surest(sights: Sequence[Sight]) -> float:
+    return max(sight.face for sight in sights)
 
 
 def _drawn(subjects: Sequence[Tracked], seed: int) -> Iterator[tuple[Tracked, Tracked]]:
@@ -235,8 +278,3 @@ def _drawn(subjects: Sequence[Tracked], seed: int) -> Iterator[tuple[Tracked, Tr
     draws = np.random.default_rng(seed).integers(0, count, (MOST_ACROSS, 2))
     for one, other in np.unique(np.sort(draws, axis=1), axis=0).tolist():
         yield subjects[one], subjects[other]
-
-
-def _vector(vector: Vectors | None) -> Vectors:
-    assert vector is not None
-    return vector

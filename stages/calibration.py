@@ -44,7 +44,10 @@ class Pairs:
 
     def sure(self, min_face: float) -> Pairs:
         """Those whose faces both reach this detector score."""
-        kept = self.faces >= min_face
+        return self.where(self.faces >= min_face)
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> Pairs:
+        """Those that are marked, ``(pairs,)``."""
         return Pairs(self.scores[kept], self.weights[kept], self.subjects[kept], self.faces[kept])
 
     @property

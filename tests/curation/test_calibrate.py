@@ -39,7 +39,7 @@ def few_crops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def plant(empty: Workspace, finished) -> Callable[..., list[str]]:
-    """``plant(cosines, ...)``: a video per cosine with two people whose frames have it; ids of the subjects.
+    """``plant(cosines, ...)``: a video per cosine with two people who have it; ids of the subjects.
 
     The first of each video are one individual, unless all are to be ``strangers``.
     """
@@ -65,8 +65,10 @@ def plant(empty: Workspace, finished) -> Callable[..., list[str]]:
             clip = f"c{number:03d}"
             clips.append(replace(cut, clip_id=clip, video_id=f"v{number:03d}"))
             turn = np.linalg.qr(np.random.default_rng(number).normal(size=(DIM, DIM)))[0] if strangers else np.eye(DIM)
+            # Means of frames are shorter than frames, so that those of two subjects are more alike.
+            apart = cosine * (1 + (len(times) - 1) * STEADY) / len(times)
             for place in (0, 1):
-                vectors = [_vector(cosine, place, order) @ turn for order in range(len(times))]
+                vectors = [_vector(apart, place, order) @ turn for order in range(len(times))]
                 mean = (np.mean(vectors, axis=0) / np.linalg.norm(np.mean(vectors, axis=0))).tolist()
                 frames = [
                     replace(
@@ -121,21 +123,26 @@ def found(proposal: Proposal, category: str, by: str):
 
 
 class TestPairsOfTracks:
-    def test_same_are_any_two_frames_of_a_subject_weighed_by_their_distance(self, plant, empty) -> None:
+    def test_same_are_both_halves_of_a_track_weighed_by_the_seconds_between_them(self, plant, empty) -> None:
         plant([0.3], times=(0.0, 1.0, 3.0))
+        plant([0.3], times=(0.0, 1.0))
         pairs = tracked_same(read_tracked(empty), "face")
-        assert len(pairs) == 6
-        assert pairs.scores == pytest.approx(STEADY)
-        assert sorted(pairs.weights.tolist()) == [1, 1, 2, 2, 3, 3]
-        assert sorted(set(pairs.faces.tolist())) == [0.8, 0.9]
+        assert pairs.weights.tolist() == [2, 2, 1, 1]
+        # One frame with the mean of two, and with one other.
+        assert pairs.scores == pytest.approx([2 * STEADY / math.sqrt(2 + 2 * STEADY)] * 2 + [STEADY] * 2)
+        assert pairs.faces.tolist() == [0.9, 0.8, 0.9, 0.8]
         assert (pairs.subjects[:, 0] == pairs.subjects[:, 1]).all()
 
-    def test_different_are_two_subjects_of_one_keyframe_that_count_once(self, plant, empty) -> None:
+    def test_a_subject_kept_once_has_no_halves(self, plant, empty) -> None:
+        plant([0.3], times=(1.0,))
+        assert len(tracked_same(read_tracked(empty), "face")) == 0
+
+    def test_different_are_two_subjects_of_one_keyframe_compared_as_cross_clip_does(self, plant, empty) -> None:
         plant([0.3, 0.5])
         pairs = tracked_different(read_tracked(empty), "face")
-        assert sorted(pairs.scores.tolist()) == pytest.approx([0.3] * 3 + [0.5] * 3)
-        assert pairs.weights == pytest.approx(1 / 3)
-        assert pairs.faces == pytest.approx(0.8)
+        assert pairs.scores == pytest.approx([0.3, 0.5])
+        assert pairs.weights.tolist() == [1, 1]
+        assert pairs.faces.tolist() == [0.8, 0.8]
         assert pairs.independent == 2
 
     def test_subjects_seen_at_other_times_may_be_one(self, plant, empty) -> None:
@@ -157,8 +164,8 @@ class TestPairsOfTracks:
         subjects = read_tracked(empty)
         across = different_across(subjects, "face", 0)
         assert len(across) == 4
-        assert len(propose(empty, None, 1e-4, across=True).findings[0].different) == 6 + 4
-        assert len(propose(empty, None, 1e-4, across=False).findings[0].different) == 6
+        assert len(propose(empty, None, 1e-4, across=True).findings[0].different) == 2 + 4
+        assert len(propose(empty, None, 1e-4, across=False).findings[0].different) == 2
 
     def test_what_did_not_pass_says_nothing(self, plant, empty) -> None:
         plant([0.3], passes=False)
@@ -173,7 +180,6 @@ class TestProposal:
         one = found(propose(empty, None, 1e-4, across=False), "person", "face")
         assert one.calibration.tail is not None
         assert one.calibration.tail.mean == pytest.approx(0.2, abs=1e-6)
-        # Each two subjects weigh once: twenty values in all, however many frames they have.
         assert one.calibration.tail.deviation == pytest.approx(0.1, abs=1e-6)
         assert one.calibration.independent == 20
         exact = one.calibration.tail.bound(1e-4)
@@ -210,7 +216,7 @@ class TestProposal:
         proposal = propose(empty, None, 1e-4, across=False)
         assert proposal.rules() == {}
         text = " ".join(told(proposal).split())
-        assert "person by face: no bound. There are only 5 independent different pairs" in text
+        assert "person by face: no bound: only 5 independent different pairs" in text
         raw = yaml.safe_load("\n".join(snippet(proposal)))
         assert raw["references"]["cross_clip"]["rules"] == {}
         assert "# person by face: only 5 independent different pairs" in "\n".join(snippet(proposal))
@@ -227,7 +233,7 @@ class TestProposal:
         proposal = propose(empty, None, 1e-4, across=False)
         one = found(proposal, "person", "face")
         assert one.min_face == 0.6
-        assert len(one.different) == 60
+        assert len(one.different) == 20
         assert proposal.rules()["person"]["min_face"] == 0.6
         assert "what unsure faces do" in told(proposal)
 
@@ -264,15 +270,14 @@ class TestProposal:
 
 
 class TestLabels:
-    def test_same_pairs_take_the_place_of_the_tracks_and_different_ones_are_added(self, plant, empty, tmp_path) -> None:
+    def test_enough_same_pairs_take_the_place_of_the_tracks(self, plant, empty, tmp_path) -> None:
         ids = plant(spread(20))
         file = tmp_path / "pairs.csv"
         rows = [f"{a},{b},same" for a, b in itertools.pairwise(ids[:24:2])] + [f"{ids[0]},{ids[3]},different"]
         file.write_text("a,b,same\n" + "\n".join(rows))
         one = found(propose(empty, file, 0.01, across=False), "person", "face")
         assert one.calibration.same == 11
-        assert one.calibration.different == 60 + 1
-        # Planted first subjects of all videos are one individual; frames apart, their means agree fully.
+        assert one.calibration.different == 20 + 1
         assert one.same.scores == pytest.approx(1)
 
     def test_may_name_subjects_that_did_not_pass(self, plant, empty, tmp_path) -> None:
@@ -281,7 +286,15 @@ class TestLabels:
         file = tmp_path / "pairs.csv"
         file.write_text(f"a,b,same\n{a},{b},0\n")
         one = found(propose(empty, file, 0.01, across=False), "person", "face")
-        assert one.calibration.different == 30 + 3 + 1
+        assert one.calibration.different == 10 + 1
+
+    def test_are_right_where_the_tracks_say_otherwise(self, plant, empty, tmp_path) -> None:
+        """Two tracks of one keyframe that are one person, found twice."""
+        a, b, *_ = plant(spread(20))
+        file = tmp_path / "pairs.csv"
+        file.write_text(f"a,b,same\n{a},{b},1\n")
+        one = found(propose(empty, file, 0.01, across=False), "person", "face")
+        assert (one.calibration.same, one.calibration.different) == (40 + 1, 19)
 
     def test_of_unknown_subjects_are_refused(self, plant, empty, tmp_path) -> None:
         plant([0.2])

@@ -136,11 +136,11 @@ class TestTail:
         rate = 0.05
         for count in (4, 10, 40):
             reached = 0.0
-            draws = 3000
+            draws = 1000
             for _ in range(draws):
                 tail = fit_tail(pairs(np.tanh(random.normal(0.3, 0.2, count))))
                 reached += norm.sf(math.atanh(tail.bound(rate)), 0.3, 0.2)
-            assert reached / draws == pytest.approx(rate, rel=0.06)
+            assert reached / draws == pytest.approx(rate, rel=0.1)
 
     def test_bound_is_the_one_of_students_distribution(self) -> None:
         scores = np.tanh([0.1, 0.2, 0.3, 0.5])
