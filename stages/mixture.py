@@ -7,7 +7,6 @@ rows nor what else a table holds moves anything that it need not.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -52,8 +51,8 @@ class MixtureConfig(Section):
     max_per_video: int | None = Field(None, ge=1)
     """Most samples of one source video; null sets no limit."""
     negatives: int = Field(0, ge=0)
-    """Pictures per subject that show a similar individual who is not in the clip and comes from another video, packed
-    as kind `negative`. Only for subjects whom a rule of `references.cross_clip` tells apart."""
+    """Most pictures per subject of similar individuals who are not in the clip and come from other videos, one of each,
+    packed as kind `negative`. Only for subjects whom a rule of `references.cross_clip` tells apart."""
     negative_margin: float = Field(0.1, ge=0, le=2)
     """How far below its rule's least cosine a similar subject must lie to be surely another individual."""
 
@@ -189,7 +188,7 @@ def similar_others(
     identity_of: Mapping[str, str],
     most: int,
 ) -> dict[str, list[str]]:
-    """For each subject of the samples, similar subjects that show nobody of its sample.
+    """For each subject of the samples, similar subjects that show nobody of its sample, each another individual.
 
     They come from the same split and from other videos: there, the same individual may look unlike itself.
 
@@ -206,15 +205,18 @@ def similar_others(
     for sample in samples:
         shown = _individuals(sample, identity_of)
         for subject in sample.subjects:
-            fitting = (
-                other
-                for other in rivals.get(subject, ())
-                if other in home
-                and (home[other].key in val) == (sample.key in val)
-                and home[other].source_id != sample.source_id
-                and identity_of.get(other, other) not in shown
-            )
-            found[subject] = list(itertools.islice(fitting, most))
+            chosen: dict[str, str] = {}
+            for other in rivals.get(subject, ()):
+                name = identity_of.get(other, other)
+                if (
+                    len(chosen) < most
+                    and other in home
+                    and (home[other].key in val) == (sample.key in val)
+                    and home[other].source_id != sample.source_id
+                    and name not in shown
+                ):
+                    chosen.setdefault(name, other)
+            found[subject] = list(chosen.values())
     return found
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from curation.shards import read_index, read_manifest
 from curation.stats import collect, show
 from curation.workspace import Workspace
-from stages.records import Clip, Reference, Subject
+from stages.records import Clip, Reference, Subject, Verdict
 
 
 @pytest.fixture
@@ -47,6 +47,13 @@ def shown(workspace: Workspace) -> str:
     console = Console(file=io.StringIO(), width=200)
     show(collect(workspace), workspace, console)
     return console.file.getvalue()
+
+
+def subjects_with(workspace: Workspace, kind: str) -> set[str]:
+    """Subjects that have a reference of this kind that passed."""
+    kept = {row["id"] for row in workspace.rows(Verdict, ["id"], where="kind = 'reference' AND keep")}
+    rows = workspace.rows(Reference, ["reference_id", "subject_id"], where=f"kind = '{kind}'")
+    return {row["subject_id"] for row in rows if row["reference_id"] in kept}
 
 
 def mixture(workspace: Workspace) -> dict[str, Any]:
@@ -87,17 +94,18 @@ class TestKinds:
         index = read_index(mixed(asked).path("shards"))
         assert [row["references"] for row in index] == [row["subjects"] for row in index]
         assert pictures(mixed(asked)) == {"original": 4, "cross_clip": 1}
-        # Two subjects have nothing but the original.
-        workspace = mixed({**asked, "kinds": {"original": 1, "cross_clip": 4}})
-        assert pictures(workspace) == {"original": 2, "cross_clip": 3}
+        workspace = mixed({**asked, "kinds": {"original": 1, "cross_clip": 9}})
+        paired = len(subjects_with(workspace, "cross_clip"))
+        assert 0 < paired < 5, "the others have nothing but the original"
+        assert pictures(workspace) == {"original": 5 - paired, "cross_clip": paired}
         share = mixture(workspace)["kinds"]["cross_clip"]
-        assert (share["asked"], share["got"]) == (0.8, 0.6)
+        assert (share["asked"], share["got"]) == (0.9, paired / 5)
 
     def test_subjects_that_have_no_such_picture_are_in_no_sample(self, mixed, table_of) -> None:
         workspace = mixed({"kinds": {"cross_clip": 1}})
-        rows = table_of(workspace, Reference).values()
-        clip_of = {row["subject_id"]: row["clip_id"] for row in table_of(workspace, Subject).values()}
-        wanted = {clip_of[row["subject_id"]] for row in rows if row["kind"] == "cross_clip"}
+        paired = subjects_with(workspace, "cross_clip")
+        wanted = {row["clip_id"] for row in table_of(workspace, Subject).values() if row["subject_id"] in paired}
+        assert 0 < len(wanted) < 4
         assert {row["key"] for row in read_index(workspace.path("shards"))} == wanted
         assert sum(mixture(workspace)["dropped"]["samples"].values()) == 4 - len(wanted)
 
@@ -159,9 +167,9 @@ class TestNegatives:
                     assert other["word"] == subject["word"]
                     assert clips[other["clip_id"]]["video_id"] != about["clip"]["video_id"]
                     assert -1 <= negative["identity_similarity"] < 0.7
-        # Three times the red cat beside the blue one, the blue one beside two red ones, and the dog, who is alone.
-        assert counts == {1: 3, 2: 1, 0: 1}
-        assert pictures(workspace)["negative"] == mixture(workspace)["negatives"] == 5
+        # Three times the red cat beside the blue one, the blue one beside one of its pictures, and the dog, alone.
+        assert counts == {1: 4, 0: 1}
+        assert pictures(workspace)["negative"] == mixture(workspace)["negatives"] == 4
 
     def test_are_no_references(self, mixed) -> None:
         plain = {row["key"]: row["references"] for row in read_index(mixed({}).path("shards"))}

@@ -428,11 +428,12 @@ class TestSimilarOthers:
         library = Library()
         keys = [library.add({"original": 1}) for _ in range(6)]
         library.add({"original": 1}, {"original": 1}, video="v-k0001")
-        identity = {**library.known.identity_of, "k0002-0": "ann", "k0006-1": "ann", "k0006-0": "bob"}
+        individuals = {"k0002-0": "ann", "k0006-1": "ann", "k0003-0": "eve", "k0004-0": "eve"}
+        identity = {**library.known.identity_of, **individuals}
         rivals = {"k0006-0": [f"k000{number}-0" for number in (0, 1, 2, 7, 3, 4, 5)]}
         found = similar_others(library.samples[-1:], library.samples, {keys[0]}, rivals, identity, 2)
-        # 0 is for validation, 1 of the same video, 2 in the same sample, 7 in no sample.
-        assert found == {"k0006-0": ["k0003-0", "k0004-0"], "k0006-1": []}
+        # 0 is for validation, 1 of the same video, 2 shows who is in the sample, 7 is in none, 3 and 4 are one.
+        assert found == {"k0006-0": ["k0003-0", "k0005-0"], "k0006-1": []}
 
 
 @pytest.mark.parametrize(
