@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from curation.sheet import NothingToDrawError, header
-from curation.steps import proved_references
+from curation.steps import kept_ids, proved_references
 from curation.tiles import (
     BORDER,
     CELL_GAP,
@@ -76,8 +76,9 @@ def draw_proofs(workspace: Workspace, output: Path, *, kinds: Sequence[str] = ()
         of_subject[row["subject_id"]].append(row)
     chosen = sorted(of_subject, key=lambda name: (-len({row["kind"] for row in of_subject[name]}), name))[:most]
     rows = list(_rows(workspace, {name: of_subject[name] for name in chosen}))
-    kept = sum(row["keep"] for row in workspace.rows(Verdict, ["keep"], "kind = 'reference'"))
-    counts = f"{len(rows)} of {len(of_subject)} subjects; {kept} of {len(numbers)} references passed"
+    kept = kept_ids(workspace, "reference")
+    passed = sum(row["reference_id"] in kept for row in numbers)
+    counts = f"{len(rows)} of {len(of_subject)} subjects; {passed} of {len(numbers)} references passed"
     output.parent.mkdir(parents=True, exist_ok=True)
     page(header(workspace, counts, LEGEND), rows).save(output, format="PNG")
     return len(rows)

@@ -38,10 +38,10 @@ def new_share(picture: Image, before: Image, mask: Mask) -> float:
 
 
 def halo(picture: Image, before: Image, mask: Mask) -> float:
-    """How much more of the old background is left in a ring around the subject than further out; [0, 1].
+    """How much more of the old background is left in a ring around the subject than just beyond it; [0, 1].
 
     A mask that is too wide, or an inpainter that shies away from its edge, carries a rim of the old scene into the new
-    one. What is alike by chance is so everywhere, and does not count.
+    one. What is alike by chance, as one wall is like another, is so beyond the ring too, and does not count.
     """
     if not mask.any():
         return 0.0
@@ -49,7 +49,7 @@ def halo(picture: Image, before: Image, mask: Mask) -> float:
     distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     width = max(3.0, _RING * max(x1 - x0, y1 - y0))
     ring = (distance > width / 3) & (distance <= width)
-    beyond = distance > 2 * width
+    beyond = (distance > 2 * width) & (distance <= 4 * width)
     if not ring.any() or not beyond.any():
         return 0.0
     kept = _kept(picture, before)
