@@ -128,14 +128,10 @@ class VerifyStage:
     def _recognise(self, cases: Sequence[_Case]) -> None:
         """Who the painted pictures show."""
         painted = [case for case in cases if case.is_painted]
-        for case, vector in zip(
-            painted,
-            self._models.embedder.embed([case.picture for case in painted], [case.mask for case in painted])
-            if painted
-            else [],
-            strict=True,
-        ):
-            case.appearance = vector.tolist()
+        if painted:
+            vectors = self._models.embedder.embed([case.picture for case in painted], [case.mask for case in painted])
+            for case, vector in zip(painted, vectors, strict=True):
+                case.appearance = vector.tolist()
         people = [case for case in painted if case.claim.target.face_embedding is not None]
         if self._models.faces is not None and people:
             for case, faces in zip(people, self._models.faces.faces([case.picture for case in people]), strict=True):
@@ -144,10 +140,8 @@ class VerifyStage:
     def _name(self, cases: Sequence[_Case]) -> None:
         """How well the pictures fit their subjects' words, and whether they may be shown."""
         if self._models.image_text is not None and cases:
-            crops, words = (
-                [_boxed(case.picture, case.mask) for case in cases],
-                [case.claim.target.word for case in cases],
-            )
+            crops = [_boxed(case.picture, case.mask) for case in cases]
+            words = [case.claim.target.word for case in cases]
             for case, score in zip(cases, self._models.image_text.similarity(crops, words), strict=True):
                 case.image_text = float(score)
         if self._models.safety is not None and cases:
@@ -179,11 +173,16 @@ class VerifyStage:
         for numbers in targets.values():
             target = cases[numbers[0]].claim.target
             frames = [decode_png(crop) for crop in target.crops]
-            seen = [(cases[number].picture, cases[number].mask) for number in numbers]
+            # What was only cut out is looked for as it was in its frame: the edge that fades to white is in none.
+            seen = [(scene, mask) for scene, _, mask in (_compared(cases[number]) for number in numbers)]
             mirrored = [(np.ascontiguousarray(picture[:, ::-1]), mask[:, ::-1]) for picture, mask in seen]
-            scores = copy_scores([*seen, *mirrored], frames).max(axis=1)
+            scores = copy_scores([*seen, *mirrored], frames)
             for place, number in enumerate(numbers):
-                risks[number] = float(max(scores[place], scores[place + len(seen)]))
+                reference, own = cases[number].claim.reference, scores[[place, place + len(seen)]]
+                if reference.kind == "other_frame":
+                    # It was cut out of one of these frames: what matters is whether another one repeats it.
+                    own = np.delete(own, reference.source_frame, axis=1)
+                risks[number] = float(own.max(initial=0))
         return risks
 
 

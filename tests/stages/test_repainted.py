@@ -104,6 +104,10 @@ class TestHalo:
         before, mask = subject(SHAPE)
         assert halo(repainted(before, mask | ~grown(mask, 8)), before, mask) == 0
 
+    def test_what_is_left_further_out_hides_no_rim(self) -> None:
+        before, mask = subject(SHAPE)
+        assert halo(repainted(before, grown(mask, 4) | ~grown(mask, 14)), before, mask) > 0.95
+
     def test_a_mask_without_a_ring_or_without_anything_beyond_has_none(self) -> None:
         before = subject(SHAPE)[0]
         assert halo(before, before, np.zeros(SHAPE, bool)) == 0

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.records import Score, Subject, Verdict
+from stages.records import KIND_ORDER, Proof, Reference, Score, Subject, Verdict
 from stages.select import (
     ClipThresholds,
     ReferenceThresholds,
@@ -24,6 +24,7 @@ from stages.select import (
 )
 
 CLIP = ClipThresholds(
+    off=False,
     min_motion=1,
     max_motion=50,
     min_brightness=40,
@@ -37,6 +38,7 @@ CLIP = ClipThresholds(
     duplicate_distance=3,
 )
 SUBJECT = SubjectThresholds(
+    off=False,
     min_detection_score=0.3,
     min_mask_score=0.5,
     min_area=0.05,
@@ -55,7 +57,21 @@ SUBJECT = SubjectThresholds(
     max_face_turn=60,
 )
 REFERENCE = ReferenceThresholds(
-    min_identity=0.5, min_difference={"cross_clip": 0.1}, min_brightness=25, min_sharpness=20
+    off=False,
+    min_identity={"face": 0.4, "image": 0.5},
+    min_margin=0.1,
+    min_difference={"cross_clip": 0.1},
+    max_copy_risk={"cross_clip": 0.7},
+    duplicate_bits=2,
+    min_image_text=0.2,
+    max_nudity=0.4,
+    max_subject_change=2.0,
+    min_background_change=0.5,
+    max_halo=0.25,
+    max_revealed=0.15,
+    max_second_subject=0.5,
+    min_brightness=25,
+    min_sharpness=20,
 )
 CONFIG = SelectConfig(clip=CLIP, subject=SUBJECT, reference=REFERENCE)
 
@@ -90,9 +106,25 @@ def subject(subject_id: str = "s", clip_id: str = "c", **changes: Any) -> Row:
 
 
 def reference(reference_id: str = "r", subject_id: str = "s", source: str | None = None, **changes: Any) -> Row:
-    numbers = {"identity_similarity": 0.9, "context_difference": 0.5, "brightness": 120, "sharpness": 300}
+    numbers = {
+        "identity_similarity": 0.9,
+        "identity_by": "image",
+        "rival_similarity": 0.3,
+        "context_difference": 0.5,
+        "copy_risk": 0.1,
+        "image_text": 0.3,
+        "nudity": 0.1,
+        "subject_change": 0.5,
+        "background_change": 0.9,
+        "halo": 0.1,
+        "revealed": 0.1,
+        "second_subject": 0.1,
+        "brightness": 120,
+        "sharpness": 300,
+        "phash": 0,
+    }
     ids = {"reference_id": reference_id, "subject_id": subject_id, "source_subject_id": source or subject_id}
-    return {**ids, "kind": "cross_clip", **numbers, **changes}
+    return {**ids, "scene_subject_id": None, "kind": "cross_clip", **numbers, **changes}
 
 
 def clip(clip_id: str = "c", dropped: str | None = None) -> Row:
@@ -130,7 +162,13 @@ SUBJECT_CASES = [
     ("face_turn", "max_face_turn", "turned_away"),
 ]
 REFERENCE_CASES = [
-    ("identity_similarity", "min_identity", "other_identity"),
+    ("image_text", "min_image_text", "not_the_word"),
+    ("nudity", "max_nudity", "nudity"),
+    ("subject_change", "max_subject_change", "subject_changed"),
+    ("background_change", "min_background_change", "old_background"),
+    ("halo", "max_halo", "halo"),
+    ("revealed", "max_revealed", "patched"),
+    ("second_subject", "max_second_subject", "second_subject"),
     ("brightness", "min_brightness", "dark"),
     ("sharpness", "min_sharpness", "blurry"),
 ]
@@ -162,6 +200,48 @@ def test_each_number_of_a_reference_has_its_reason(number: str, threshold: str, 
     assert reference_reasons(reference(**{number: beyond(threshold, limit)}), REFERENCE) == [reason]
 
 
+@pytest.mark.parametrize(("by", "limit"), [("face", 0.4), ("image", 0.5)])
+def test_who_a_reference_shows_is_asked_by_what_tells_it(by: str, limit: float) -> None:
+    told = {"identity_by": by, "rival_similarity": None}
+    assert reference_reasons(reference(identity_similarity=limit, **told), REFERENCE) == []
+    assert reference_reasons(reference(identity_similarity=limit - 1e-6, **told), REFERENCE) == ["other_identity"]
+    # What nothing is asked of by this embedding passes.
+    only = ReferenceThresholds(min_identity={"face": 0.4} if by == "image" else {"image": 0.5})
+    assert reference_reasons(reference(identity_similarity=-1, **told), only) == []
+
+
+def test_a_reference_must_be_more_like_its_target_than_like_any_other() -> None:
+    def reasons(similarity: float, rival: float | None, **changes: float) -> list[str]:
+        config = REFERENCE.model_copy(update=changes)
+        return reference_reasons(reference(identity_similarity=similarity, rival_similarity=rival), config)
+
+    assert reasons(0.75, 0.625, min_margin=0.125) == []
+    assert reasons(0.75, 0.625 + 1e-6, min_margin=0.125) == ["like_another"]
+    assert reasons(0.75, None, min_margin=2) == []
+    # A margin below zero lets it be a little more like another one.
+    assert reasons(0.625, 0.75, min_margin=-0.125) == []
+    assert reasons(0.625, 0.75, min_margin=0) == ["like_another"]
+
+
+def test_copies_are_a_matter_of_the_kind() -> None:
+    copied = {"copy_risk": 0.7 + 1e-6}
+    assert reference_reasons(reference(copy_risk=0.7), REFERENCE) == []
+    assert reference_reasons(reference(**copied), REFERENCE) == ["copy"]
+    assert reference_reasons(reference(copy_risk=None), REFERENCE) == []
+    for kind in KIND_ORDER:
+        expected = ["copy"] if kind == "cross_clip" else []
+        assert reference_reasons(reference(kind=kind, copy_risk=1.0), REFERENCE) == expected
+
+
+def test_by_default_what_keeps_the_subject_s_pixels_may_be_found_in_its_frames() -> None:
+    caught = {
+        kind
+        for kind in KIND_ORDER
+        if "copy" in reference_reasons(reference(kind=kind, copy_risk=1.0), ReferenceThresholds())
+    }
+    assert caught == {"cross_clip", "other_frame"}
+
+
 def test_near_copies_are_a_matter_of_the_kind() -> None:
     near = {"context_difference": 0.1 - 1e-6}
     assert reference_reasons(reference(kind="cross_clip", context_difference=0.1), REFERENCE) == []
@@ -180,7 +260,9 @@ def test_near_copies_are_a_matter_of_the_kind() -> None:
     ids=["clip", "subject", "reference"],
 )
 def test_no_threshold_was_forgotten(cases: list[Any], thresholds: Any, section: Any) -> None:
-    tested = {threshold for _, threshold, _ in cases} | {"duplicate_distance", "min_difference"}
+    # These have tests of their own.
+    tested = {threshold for _, threshold, _ in cases} | {"off", "duplicate_distance", "duplicate_bits", "min_margin"}
+    tested |= {"min_identity", "min_difference", "max_copy_risk"}
     assert set(section.model_fields) <= tested
     assert thresholds.model_fields_set == set(section.model_fields)
 
@@ -188,11 +270,26 @@ def test_no_threshold_was_forgotten(cases: list[Any], thresholds: Any, section: 
 def test_every_number_that_is_compared_is_a_column() -> None:
     assert {number for number, *_ in CLIP_CASES} <= set(Score.schema().names)
     assert {number for number, *_ in SUBJECT_CASES} <= set(Subject.schema().names)
+    assert set(reference()) <= set(Reference.schema().names) | set(Proof.schema().names)
 
 
 def test_what_no_model_scored_is_no_reason() -> None:
     assert clip_reasons(score(aesthetic=None, nudity=None), CLIP) == []
     assert subject_reasons(subject(image_text=None, face_turn=None), SUBJECT) == []
+    unasked = dict.fromkeys(
+        (
+            "rival_similarity",
+            "copy_risk",
+            "image_text",
+            "nudity",
+            "subject_change",
+            "background_change",
+            "halo",
+            "revealed",
+            "second_subject",
+        )
+    )
+    assert reference_reasons(reference(**unasked), REFERENCE) == []
 
 
 def test_all_reasons_are_told() -> None:
@@ -210,8 +307,15 @@ def test_all_reasons_are_told() -> None:
     found = subject_reasons(subject(**{**worst, "area": 0}), SUBJECT)
     # No subject is too large and too small, and one that was not seen twice has no stability to speak of.
     assert found == [reason for reason in dict.fromkeys(all_reasons) if reason not in ("too_large", "unstable_mask")]
-    worst_reference = reference(identity_similarity=-1, context_difference=0, brightness=0, sharpness=0)
-    assert reference_reasons(worst_reference, REFERENCE) == ["other_identity", "near_copy", "dark", "blurry"]
+    worst = {number: -1 if threshold.startswith("min") else 99 for number, threshold, _ in REFERENCE_CASES}
+    worst |= {"identity_similarity": -1, "rival_similarity": 1, "context_difference": 0, "copy_risk": 1}
+    assert reference_reasons(reference(**worst), REFERENCE) == [
+        "other_identity",
+        "like_another",
+        "near_copy",
+        "copy",
+        *(reason for _, _, reason in REFERENCE_CASES),
+    ]
 
 
 def test_what_was_not_measured_is_no_reason() -> None:
@@ -222,13 +326,15 @@ def test_what_was_not_measured_is_no_reason() -> None:
 
 def looser(data: st.DataObject, thresholds: Any) -> Any:
     """The thresholds with some of them moved by any amount to the generous side."""
-    steps = {}
+    steps: dict[str, Any] = {}
     for name in sorted(type(thresholds).model_fields):
         limit = getattr(thresholds, name)
-        if name == "min_difference":
-            steps[name] = {kind: value * data.draw(st.floats(0, 1)) for kind, value in limit.items()}
-        elif name != "duplicate_distance" and data.draw(st.booleans()):
-            way = -1 if name.startswith("min") else 1
+        way = -1 if name.startswith("min") else 1
+        if name == "off":
+            steps[name] = data.draw(st.integers(0, 5)) == 0
+        elif isinstance(limit, dict):
+            steps[name] = {key: value + way * data.draw(st.floats(0, 1)) for key, value in limit.items()}
+        elif not name.startswith("duplicate") and data.draw(st.booleans()):
             steps[name] = limit + way * data.draw(st.integers(0, 4) if isinstance(limit, int) else st.floats(0, 60))
     return thresholds.model_copy(update=steps)
 
@@ -250,10 +356,12 @@ def test_looser_thresholds_never_let_fewer_through(data: st.DataObject) -> None:
     far = [0x5555_5555_5555_5555, 0x0F0F_0F0F_0F0F_0F0F, 0x00FF_00FF_00FF_00FF, 0x0000_FFFF_0000_FFFF]
     scores = [drawn(data, score(f"c{n}", [far[n]]), CLIP_CASES, CLIP) for n in numbers]
     subjects = [drawn(data, subject(f"s{n}", f"c{n}"), SUBJECT_CASES, SUBJECT) for n in numbers]
-    references = [
-        drawn(data, reference(f"r{n}", f"s{n}", f"s{data.draw(st.sampled_from(numbers))}"), REFERENCE_CASES, REFERENCE)
-        for n in numbers
-    ]
+    bounds = [("identity_similarity", 0.5), ("rival_similarity", 0.8), ("context_difference", 0.1), ("copy_risk", 0.7)]
+    references = []
+    for n in numbers:
+        row = reference(f"r{n}", f"s{n}", f"s{data.draw(st.sampled_from(numbers))}")
+        row |= {name: bound + data.draw(st.floats(-0.2, 0.2)) for name, bound in bounds if data.draw(st.booleans())}
+        references.append(drawn(data, row, REFERENCE_CASES, REFERENCE))
     rows = [clip(f"c{n}") for n in numbers], scores, subjects, references
     loose = SelectConfig(clip=looser(data, CLIP), subject=looser(data, SUBJECT), reference=looser(data, REFERENCE))
 
@@ -293,6 +401,109 @@ def test_a_clip_that_fails_takes_its_subjects_and_their_references_along() -> No
         "r1": ("reference", False, ["subject"]),  # What it was cut from is as bad as the target itself would be.
         "r2": ("reference", True, []),
     }
+
+
+@pytest.mark.parametrize("part", ["subject_id", "source_subject_id", "scene_subject_id"])
+def test_a_reference_goes_with_every_subject_that_it_was_made_of(part: str) -> None:
+    made_of = {"subject_id": "good", "source_subject_id": "good", "scene_subject_id": "good", part: "bad"}
+    found = by_id(
+        decide(
+            [clip()],
+            [score()],
+            [subject("good"), subject("bad", area=0.01)],
+            [{**reference("r"), **made_of}, reference("s", "good")],
+            CONFIG,
+        )
+    )
+    assert found["r"] == ("reference", False, ["subject"])
+    assert found["s"] == ("reference", True, [])
+
+
+def test_what_is_turned_off_lets_everything_of_its_kind_through() -> None:
+    clips = [clip("c0"), clip("c1"), clip("c2", "too_short"), clip("c3")]
+    scores = [score(f"c{n}", brightness=0 if n == 0 else 120, sharpness=300 + n) for n in range(4)]
+    subjects = [subject("s0", "c0"), subject("s1", "c1", area=0.01), subject("s2", "c2"), subject("s3", "c3")]
+    references = [
+        *(reference(f"r{n}", f"s{n}", sharpness=0) for n in range(4)),
+        reference("q3", "s3"),
+        reference("p3", "s3"),
+    ]
+
+    def reasons(**off: bool) -> dict[str, list[str]]:
+        config = SelectConfig(
+            clip=CLIP.model_copy(update={"off": off.get("clip", False)}),
+            subject=SUBJECT.model_copy(update={"off": off.get("subject", False)}),
+            reference=REFERENCE.model_copy(update={"off": off.get("reference", False)}),
+        )
+        return {each.id: each.reasons for each in decide(clips, scores, subjects, references, config)}
+
+    on = reasons()
+    assert on["c0"] == ["dark"]
+    assert on["c1"] == ["near_duplicate"]
+    assert on["s1"] == ["clip", "too_small"]
+    assert on["r3"] == ["blurry"]
+    assert on["q3"] == ["duplicate"]
+
+    clips_off = reasons(clip=True)
+    # What was dropped when it was cut is no clip at all.
+    assert [clips_off[f"c{n}"] for n in range(4)] == [[], [], ["too_short"], []]
+    assert [clips_off[f"s{n}"] for n in range(4)] == [[], ["too_small"], ["clip"], []]
+
+    subjects_off = reasons(subject=True)
+    assert [subjects_off[f"s{n}"] for n in range(4)] == [["clip"], ["clip"], ["clip"], []]
+    assert subjects_off["c0"] == ["dark"]
+
+    references_off = reasons(reference=True)
+    assert [references_off[f"r{n}"] for n in range(4)] == [["subject"], ["subject"], ["subject"], []]
+    assert (references_off["q3"], references_off["p3"]) == ([], [])
+
+    everything = reasons(clip=True, subject=True, reference=True)
+    assert {name for name, why in everything.items() if why} == {"c2", "s2", "r2"}
+
+
+def repeats(*rows: Row, bits: int = 2) -> dict[str, bool]:
+    """Which references of subjects that pass are told to be a duplicate."""
+    config = CONFIG.model_copy(update={"reference": REFERENCE.model_copy(update={"duplicate_bits": bits})})
+    subjects = [subject(name) for name in sorted({row["subject_id"] for row in rows})]
+    verdicts = decide([clip()], [score()], subjects, rows, config)
+    return {each.id: each.reasons == ["duplicate"] for each in verdicts if each.kind == "reference"}
+
+
+class TestDuplicates:
+    @pytest.mark.parametrize("bits", [-1, 0, 1, 2, 63, 64])
+    @pytest.mark.parametrize("apart", [0, 1, 2, 3, 63, 64])
+    def test_are_references_of_one_subject_whose_hashes_differ_by_few_bits(self, bits: int, apart: int) -> None:
+        other = signed(flipped(BASE, [(7 * place + 3) % 64 for place in range(apart)]))
+        found = repeats(reference("a", phash=signed(BASE)), reference("b", phash=other), bits=bits)
+        assert found == {"a": False, "b": apart <= bits}
+
+    def test_the_sign_is_a_bit_like_any_other(self) -> None:
+        assert repeats(reference("a", phash=-(2**63)), reference("b", phash=0), bits=1) == {"a": False, "b": True}
+        assert repeats(reference("a", phash=-1), reference("b", phash=2**63 - 1), bits=1) == {"a": False, "b": True}
+        assert repeats(reference("a", phash=-1), reference("b", phash=0), bits=63) == {"a": False, "b": False}
+
+    def test_the_surest_kind_stays_and_then_the_first_id(self) -> None:
+        kinds = {"z": "original", "y": "other_frame", "x": "cross_clip", "b": "swapped", "a": "swapped"}
+        rows = [reference(name, kind=kind) for name, kind in kinds.items()]
+        assert repeats(*rows) == {"z": False, "y": True, "x": True, "b": True, "a": True}
+        assert repeats(*rows[1:]) == {"y": False, "x": True, "b": True, "a": True}
+        assert repeats(*rows[3:]) == repeats(*rows[:2:-1]) == {"b": True, "a": False}
+
+    def test_of_other_subjects_are_none(self) -> None:
+        assert repeats(reference("a", "s"), reference("b", "t")) == {"a": False, "b": False}
+
+    def test_what_fails_makes_no_other_a_duplicate(self) -> None:
+        assert repeats(reference("a", sharpness=0), reference("b"), reference("c")) == {
+            "a": False,
+            "b": False,
+            "c": True,
+        }
+
+    def test_one_between_two_others_does_not_join_them(self) -> None:
+        rows = [
+            reference(str(place), phash=signed(flipped(BASE, range(count)))) for place, count in enumerate((0, 2, 4))
+        ]
+        assert repeats(*rows) == {"0": False, "1": True, "2": False}
 
 
 def test_a_subject_that_fails_leaves_its_clip_alone() -> None:
@@ -442,7 +653,12 @@ def test_duplicates_are_those_that_comparing_all_with_all_finds(
 
 
 @pytest.mark.parametrize(
-    "raw", [{"clip": {"duplicate_distance": 8}}, {"subject": {"min_aera": 0.1}}, {"reference": {"min_identity": 2}}]
+    "raw",
+    [
+        {"clip": {"duplicate_distance": 8}},
+        {"subject": {"min_aera": 0.1}},
+        {"reference": {"min_identity": {"smell": 2}}},
+    ],
 )
 def test_thresholds_that_make_no_sense_are_refused(raw: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
