@@ -30,7 +30,7 @@ Search = Callable[[Vectors], AbstractContextManager[Neighbours]]
 Category = Literal["person", "animal", "vehicle", "plant", "object"]
 
 LIVING = ("person", "animal", "plant")
-SEARCHED_AT_ONCE = 4096
+SEARCHED_AT_ONCE = 2**16
 CANDIDATES = 64
 """Most alike subjects within the bounds that are looked at for each target."""
 ALL_LINKS = 20_000

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PILImage
 
-from curation import sheet
+from curation import sheet, tiles
 from curation.sheet import (
     ABOUT,
     DETAILS,
@@ -290,7 +290,7 @@ def where(page: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 def first_frame(page: np.ndarray) -> tuple[int, int]:
     """Top of the first row's picture (below the first grey line) and the height of a 16:9 frame in it."""
-    lines = np.flatnonzero((page[:, MARGIN : PAGE - MARGIN] == sheet.LINE).all(axis=(1, 2)))
+    lines = np.flatnonzero((page[:, MARGIN : PAGE - MARGIN] == tiles.LINE).all(axis=(1, 2)))
     return int(lines[0]) + 1 + GAP, round(PICTURE[0] * HEIGHT / WIDTH)
 
 
