@@ -35,7 +35,7 @@ EXACT_BELOW = 20_000
 """Vectors that comparing all with all is quick enough for."""
 PARTITION = 256
 """Vectors of a partition, on average."""
-PROBES = 3.2
+PROBES = 4.0
 """Partitions searched for each row, times the root of their number: the share that it takes falls as they grow many."""
 SAMPLE = 32
 """Vectors per partition from which the centroids are learned."""
