@@ -38,10 +38,11 @@ START_S, NEAR = 0.2, 0.1
 """How far a clip's start, and a box's centre in shares of the frame, may lie from what was written down."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Person:
     """A subject whose person is known."""
 
+    subject_id: str
     person: str
     clip_id: str
     face: float
@@ -103,7 +104,8 @@ def known_people(workspace: Workspace, rows: Sequence[dict[str, str]]) -> tuple[
             lost += 1
         elif subject.face_embedding is not None and row["person"] != "?":
             vector = np.asarray(subject.face_embedding)
-            people.append(Person(row["person"], subject.clip_id, subject.face, vector / np.linalg.norm(vector)))
+            vector /= np.linalg.norm(vector)
+            people.append(Person(subject.subject_id, row["person"], subject.clip_id, subject.face, vector))
     return people, lost
 
 
@@ -143,10 +145,26 @@ def show_spread(judged: Judged) -> None:
     )
 
 
-def proposed(workspace: Workspace, rate: float, *, across: bool) -> Finding | None:
+def proposed(workspace: Workspace, file: Path | None, rate: float) -> Finding | None:
     """What calibration says of people's faces."""
-    findings = propose(workspace, None, rate, across=across).findings
+    findings = propose(workspace, file, rate, across=False).findings
     return next((one for one in findings if (one.category, one.by) == ("person", "face")), None)
+
+
+def rows_of(name: str, finding: Finding | None, judged: Judged) -> list[list[str]]:
+    """Of the rule that is proposed, if one is; why not is told."""
+    if finding is None or finding.calibration.min is None:
+        print(f"{name}: no bound: {finding.calibration.why if finding else 'no faces'}")
+        return []
+    bounds = finding.calibration.min, finding.min_face
+    return [judged.row(name, *bounds), judged.row("  up to max", *bounds, finding.max or 1)]
+
+
+def write_labels(people: Sequence[Person], file: Path) -> Path:
+    """Every two of these people, as `s2v calibrate --pairs` reads them."""
+    lines = [f"{a.subject_id},{b.subject_id},{int(a.person == b.person)}" for a, b in combinations(people, 2)]
+    file.write_text("\n".join(["a,b,same", *lines]))
+    return file
 
 
 def main() -> None:
@@ -166,16 +184,14 @@ def main() -> None:
         print(f"{len(people)} subjects with a face, {len({one.person for one in people})} people; {lost} not found")
         judged = judge(people)
         show_spread(judged)
-        rows = []
-        for name, across in (("from the tracks", False), ("and other videos", True)):
-            finding = proposed(workspace, options.far, across=across)
-            if finding is not None and finding.calibration.min is not None:
-                rows.append(judged.row(name, finding.calibration.min, finding.min_face))
-                rows.append(
-                    judged.row(f"{name}, up to max", finding.calibration.min, finding.min_face, finding.max or 1)
-                )
-            else:
-                rows.append([name, finding.calibration.why if finding else "no faces"] + [""] * 6)
+        rows = rows_of("from the tracks", proposed(workspace, None, options.far), judged)
+        names = sorted({one.person for one in people})
+        for half in (0, 1):
+            # Labels of one half of the people, held against the others: nobody is in both.
+            mine = [one for one in people if names.index(one.person) % 2 == half]
+            others = judge(one for one in people if one not in mine)
+            finding = proposed(workspace, write_labels(mine, Path(temporary) / "pairs.csv"), options.far)
+            rows += rows_of("from labels of the others", finding, others)
         shipped = config.references.cross_clip.rules["person"]
         assert isinstance(shipped, IdentityRule)
         rows.append(judged.row("configs/cpu.yaml", shipped.min, shipped.min_face, shipped.max))

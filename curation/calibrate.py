@@ -185,9 +185,10 @@ def show(proposal: Proposal, console: Console) -> None:
     console.print(_copies_told(proposal.copies))
     console.print(
         "Same pairs are both halves of a track, each counted by the seconds between them: other clips are harder than "
-        "that. Different pairs are two subjects of one keyframe: of those named, look whether they are two"
-        + (", and subjects of different videos." if proposal.across else ".")
-        + f" `min` is where a further different pair gets with a probability of {proposal.rate:g}."
+        "that. Different pairs are two subjects of one keyframe"
+        + (", and subjects of different videos" if proposal.across else "")
+        + "; look whether those named here are two. "
+        + f"`min` is what a further different pair reaches with a probability of {proposal.rate:g}."
     )
     console.print()
     # Nothing of it is to be broken or coloured: it is to be copied.

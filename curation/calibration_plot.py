@@ -37,7 +37,7 @@ def draw(proposal: Proposal, file: Path) -> None:
 def _draw_cosines(finding: Finding, axes: Any) -> None:
     for pairs, colour, name in ((finding.different, DIFFERENT, "different"), (finding.same, SAME, "same")):
         if len(pairs):
-            label = f"{name}: {len(pairs)} pairs"
+            label = f"{name}: {len(pairs)}"
             axes.hist(_shown(pairs), BINS, weights=_shares(pairs), color=colour, alpha=0.45, label=label)
     calibration = finding.calibration
     if calibration.tail is not None:

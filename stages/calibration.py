@@ -24,6 +24,8 @@ MOST_REJECTED = 0.9
 _EDGE = 1e-6
 """Fisher's transform is infinite at 1: cosines are held this far off."""
 _EVEN = 1e-9
+_HARDLY_EVER = 0.05
+"""Pairs as alike as the most alike that a tail leads one to expect, below which it is too light."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,16 +185,26 @@ def roc(same: Floats, different: Floats, same_weights: Floats, different_weights
 def fit_tail(different: Pairs) -> Tail:
     """Mean and deviation over pairs of subjects: each counts once, however many pairs of frames it has.
 
+    Unsure faces now and then resemble anybody: then the tail is heavier than a normal one. Where the most alike pair
+    would hardly ever be seen among so many, the deviation is widened until it is what the most alike usually is.
+
     Raises:
         ValueError: with less than two independent pairs.
     """
+    from scipy.special import ndtri
+
     count = different.independent
     if count < 2:
         raise ValueError("a deviation needs two independent pairs")
     transformed, weights = _fisher(different.scores), evenly(different.subjects)
     mean = float(np.average(transformed, weights=weights))
     variance = float(np.average((transformed - mean) ** 2, weights=weights)) * count / (count - 1)
-    return Tail(mean, math.sqrt(variance), count)
+    tail = Tail(mean, math.sqrt(variance), count)
+    pairs = float(weights.sum())
+    if pairs * tail.beyond(float(different.scores.max())) >= _HARDLY_EVER:
+        return tail
+    usual = float(ndtri(1 - 0.5 / pairs))
+    return Tail(mean, (float(transformed.max()) - mean) / usual, count)
 
 
 def evenly(subjects: Ints) -> Floats:

@@ -97,9 +97,8 @@ class TestCalibratedBounds:
         rows = [f"{a},{b},{int(signers.person_of[a] == signers.person_of[b])}" for a, b in pairs[::2]]
         file.write_text("\n".join(["a,b,same", *rows]))
         rule = propose(signers.workspace, file, 0.001, across=False).rules()["person"]
-        vectors = {
-            row["subject_id"]: row for row in compared_subjects(signers.workspace, set(signers.person_of), frames=False)
-        }
+        everyone = compared_subjects(signers.workspace, set(signers.person_of), frames=False)
+        vectors = {row["subject_id"]: row["face_embedding"].copy() for row in everyone}
         taken = {frozenset((a, b)) for a, b in pairs[1::2] if vectors[a] @ vectors[b] >= rule["min"]}
         true = true_pairs(signers.person_of) & {frozenset(pair) for pair in pairs[1::2]}
         assert taken <= true

@@ -179,6 +179,23 @@ class TestTail:
         crowd = np.array([(a, b) for a in range(6) for b in range(a)])
         assert pairs(np.zeros(len(crowd)), subjects=crowd).independent == 6
 
+    def test_a_heavy_tail_is_widened_to_what_was_seen(self) -> None:
+        """Two in a hundred pairs resemble anybody; more of them are still to come, and some more alike."""
+        random = np.random.default_rng(0)
+
+        def draw(count: int) -> np.ndarray:
+            unsure = random.random(count) < 0.02
+            return np.tanh(np.where(unsure, random.normal(0.6, 0.25, count), random.normal(0.15, 0.15, count)))
+
+        bounds = [fit_tail(pairs(draw(300))).bound(1e-3) for _ in range(40)]
+        light = np.tanh(norm.ppf(1 - 1e-3, *norm.fit(np.arctanh(draw(100_000)))))
+        true = np.quantile(draw(400_000), 1 - 1e-3)
+        assert light < true < np.median(bounds)
+
+    def test_an_even_tail_is_left_as_it_is(self) -> None:
+        scores = normal(200, 0.2, 0.15)
+        assert fit_tail(pairs(np.tanh(scores))).deviation == pytest.approx(scores.std(ddof=1))
+
     def test_needs_two_pairs(self) -> None:
         with pytest.raises(ValueError, match="two independent pairs"):
             fit_tail(pairs([0.2]))
