@@ -16,6 +16,7 @@ from models.masks import box_of, cut_edges
 from models.protocols import FillRequest, Image, Mask
 from stages.config import Section
 from stages.matte import matte
+from stages.seam import seamless
 
 Edges = tuple[bool, bool, bool, bool]
 """Left, top, right and lower."""
@@ -23,6 +24,13 @@ _Floats = npt.NDArray[np.float32]
 
 _CONTRAST = (0.8, 1.25)
 """How much a subject's contrast may change with the light."""
+
+_FAINT = 0.02
+"""Alpha up to which a subject's own colour is not known."""
+
+_QUANTILES = np.linspace(0.02, 0.98, 25)
+_WEIGHTS = (1.0, 0.5, 0.5)
+"""How far histograms of lightness and the two axes of colour are matched."""
 
 
 class FitConfig(Section):
@@ -48,15 +56,20 @@ class SwapConfig(Section):
     """What of the subject is made equal to that of the one whose place it takes."""
     max_enlarge: float = Field(1.5, ge=1)
     """How many times larger than in its own picture the subject may be shown."""
-    light: float = Field(0.5, ge=0, le=1)
-    """How far the subject takes on the scene's light: by this share of what would make the mean and spread of its own
-    surroundings those of the scene (Reinhard 2001)."""
+    light: Literal["none", "reinhard", "histogram"] = "reinhard"
+    """How the subject takes on the scene's light: by what would make the mean and spread of its own surroundings those
+    of the scene (Reinhard 2001), or the whole distribution of their lightness and, by half, of their colours."""
+    light_strength: float = Field(0.5, ge=0, le=1)
+    """By which share of that it is changed."""
     max_light: float = Field(0.3, ge=0, le=1)
     """Largest such change that is looked for, relative to the subject's own lightness: beyond, surroundings differ by
     more than their light."""
     edge: float = Field(0.01, ge=0, le=0.1)
     """Half the width of the band in which the subject's outline is softened, as a share of the longer side of its
     box."""
+    blend: Literal["alpha", "poisson"] = "alpha"
+    """How the subject goes over into the scene: by its soft outline alone, or also in the gradient domain (Perez 2003)
+    from there to `edge` inside, which spreads the step in colour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +177,34 @@ def swap_compose(
     layer = np.zeros((*scene_mask.shape, 4), np.float32)
     x, y = _place(box_of(_mostly(weighed[..., 0])), box_of(scene_mask), scene_mask.shape, cut)
     _put(layer, weighed, x, y)
-    picture = layer[..., 1:] + (1 - layer[..., :1]) * filled_scene
+    picture = cast(_Floats, layer[..., 1:] + (1 - layer[..., :1]) * filled_scene)
     mask = _mostly(layer[..., 0])
+    if config.blend == "poisson":
+        picture = _seamless(picture, layer, mask, config.edge * max(x1 - x0, y1 - y0) * scale)
     return Swapped(
         picture=np.clip(np.rint(picture), 0, 255).astype(np.uint8),
         mask=mask,
         revealed=float((removed & ~mask).mean()),
         scale=scale,
     )
+
+
+def _seamless(picture: _Floats, layer: _Floats, mask: Mask, reach: float) -> _Floats:
+    """The picture, its subject solved anew from its outline to ``reach`` pixels inside.
+
+    What is too thin to have an inside, such as fingers, would take on the scene's colour throughout, and stays.
+    """
+    alpha = layer[..., 0]
+    # The picture's edge is no outline.
+    deep = _distance_to(~mask) > reach
+    band = mask & ~deep & (_distance_to(deep) <= reach + 1)
+    own = cast(_Floats, layer[..., 1:] / np.maximum(alpha, _FAINT)[..., None])
+    return seamless(picture, own, alpha > _FAINT, band)
+
+
+def _distance_to(mask: Mask) -> _Floats:
+    """Distance of each pixel to the nearest one of the mask; large where there is none."""
+    return cast(_Floats, cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
 
 
 def _mostly(alpha: _Floats) -> Mask:
@@ -181,8 +214,7 @@ def _mostly(alpha: _Floats) -> Mask:
 
 def _removed(mask: Mask, config: SwapConfig) -> Mask:
     x0, y0, x1, y1 = box_of(mask)
-    distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return cast(Mask, distance <= config.dilate * max(x1 - x0, y1 - y0))
+    return _distance_to(mask) <= config.dilate * max(x1 - x0, y1 - y0)
 
 
 def _scale(source: Mask, host: Mask, config: SwapConfig) -> float:
@@ -231,18 +263,42 @@ def _resized(planes: _Floats, scale: float) -> _Floats:
 
 def _relit(image: Image, mask: Mask, scene: Image, config: SwapConfig) -> Image:
     """The image in the light of the scene, whose pixels ``(pixels, 3)`` show no subject."""
-    if not config.light or mask.all() or not scene.size:
+    if config.light == "none" or not config.light_strength or mask.all() or not scene.size:
         return image
     lab, theirs = _lab(image), _lab(scene[None])[0]
     around, centre = lab[~mask], lab[mask].mean(axis=0)
-    spread = np.clip(theirs.std(axis=0) / np.maximum(around.std(axis=0), 1), *_CONTRAST)
-    moved = (centre - around.mean(axis=0)) * spread + theirs.mean(axis=0) - centre
+    if config.light == "reinhard":
+        spread = np.clip(theirs.std(axis=0) / np.maximum(around.std(axis=0), 1), *_CONTRAST)
+        moved = (centre - around.mean(axis=0)) * spread + theirs.mean(axis=0) - centre
+        stretched = (lab - centre) * (spread - 1)
+    else:
+        moved, stretched = _matched(lab, mask, around, theirs)
     # Colour changes look twice as large as those of lightness.
     limits = config.max_light * centre[0] * np.array([1, 0.5, 0.5], np.float32)
     # As light does, it changes what is bright more than what is dark: black hair stays black.
     share = np.clip(lab[..., :1] / max(float(centre[0]), 1), 0, 2)
-    change = np.clip(moved, -limits, limits) * share + (lab - centre) * (spread - 1)
-    return _rgb((lab + config.light * change).astype(np.float32))
+    change = np.clip(moved, -limits, limits) * share + stretched
+    return _rgb((lab + config.light_strength * change).astype(np.float32))
+
+
+def _matched(lab: _Floats, mask: Mask, around: _Floats, theirs: _Floats) -> tuple[_Floats, _Floats]:
+    """What the curves that bring the quantiles of ``around`` to those of ``theirs`` would do.
+
+    To the subject's mean, shape ``(3,)``; and to each pixel beside that, of the shape of ``lab``. Colours by half.
+    """
+    moved, stretched = np.zeros(3, np.float32), np.zeros_like(lab)
+    for channel, weight in enumerate(_WEIGHTS):
+        levels, targets = (np.quantile(pixels[:, channel], _QUANTILES) for pixels in (around, theirs))
+        # Many quantiles may be the same: their mean.
+        levels, same = np.unique(levels, return_inverse=True)
+        offsets = np.bincount(same, targets) / np.bincount(same) - levels
+        # Beyond what its surroundings tell, the curves go on in parallel.
+        moved[channel] = weight * np.interp(lab[mask][:, channel], levels, offsets).mean()
+        steps = np.diff(levels)
+        slopes = np.clip(np.diff(offsets), (_CONTRAST[0] - 1) * steps, (_CONTRAST[1] - 1) * steps)
+        bent = np.interp(lab[..., channel], levels, np.concatenate([[0.0], np.cumsum(slopes)]))
+        stretched[..., channel] = weight * (bent - bent[mask].mean())
+    return moved, stretched
 
 
 def _lab(image: Image) -> _Floats:

@@ -245,7 +245,7 @@ def changed(value: Any) -> list[Any]:
             others = [value + 1, value + 2, value / 2, value * 1.5, value - 1, value + 0.05]
             return [other for other in others if other != value]
         case str():
-            return ["stride", "pad", "fast", "area", "another"]
+            return ["stride", "pad", "fast", "area", "histogram", "poisson", "another"]
         case tuple():
             return ["[another]"]
     return []

@@ -68,7 +68,7 @@ def test_the_host_is_gone(seed: int, centre: tuple[float, float], radius: float)
 
 def test_inside_the_subject_and_away_from_it_nothing_changes() -> None:
     crop, mask = subject()
-    result = swapped(SwapConfig(light=0, edge=0.02))
+    result = swapped(SwapConfig(light="none", edge=0.02))
     x0, y0, x1, y1 = box_of(mask)
     a0, b0, a1, b1 = box_of(result.mask)
     assert result.scale == 1
@@ -80,7 +80,7 @@ def test_inside_the_subject_and_away_from_it_nothing_changes() -> None:
 
 
 def test_no_rim_of_the_old_background_comes_along() -> None:
-    pasted, soft = (swapped(SwapConfig(light=0, edge=edge), subject(soft=6)).picture for edge in (0, 0.04))
+    pasted, soft = (swapped(SwapConfig(light="none", edge=edge), subject(soft=6)).picture for edge in (0, 0.04))
     # Half red and half blue are at -70; half red and half green are much above.
     assert (excess(pasted, 1) > -50).sum() > 150
     assert (excess(soft, 1) > -50).sum() < 5
@@ -165,37 +165,45 @@ def cast(picture: Image, where: Mask) -> float:
 
 
 DARK, BRIGHT, WARM = (60, 60, 60), (210, 210, 210), (180, 120, 70)
+both_ways = pytest.mark.parametrize("light", ["reinhard", "histogram"])
 
 
-def lit(light: float, room: tuple[int, int, int], around: tuple[int, int, int] = GREY) -> tuple[Image, Mask]:
+def lit(
+    light: Any, strength: float, room: tuple[int, int, int], around: tuple[int, int, int] = GREY
+) -> tuple[Image, Mask]:
     source = subject(front=(150, 110, 100), back=around)
-    result = swapped(SwapConfig(light=light), source, room=empty(room))
+    result = swapped(SwapConfig(light=light, light_strength=strength), source, room=empty(room))
     return result.picture, deep_inside(result.mask, 5)
 
 
-def test_the_subject_takes_on_the_scenes_light_by_the_strength() -> None:
+@both_ways
+def test_the_subject_takes_on_the_scenes_light_by_the_strength(light: str) -> None:
     strengths = (0.0, 0.25, 0.5, 1.0)
-    dark, bright, warm = ([lit(strength, room) for strength in strengths] for room in (DARK, BRIGHT, WARM))
+    dark, bright, warm = ([lit(light, strength, room) for strength in strengths] for room in (DARK, BRIGHT, WARM))
     assert (np.diff([lightness(*picture) for picture in dark]) < -1).all()
     assert (np.diff([lightness(*picture) for picture in bright]) > 1).all()
     assert (np.diff([cast(*picture) for picture in warm]) > 0.5).all()
 
 
-def test_without_strength_or_difference_the_light_stays() -> None:
+@both_ways
+def test_without_strength_or_difference_the_light_stays(light: str) -> None:
     own = lightness(subject(front=(150, 110, 100))[0], deep_inside(subject()[1], 5))
     for room in (DARK, BRIGHT, WARM):
-        assert lightness(*lit(0, room)) == pytest.approx(own, abs=0.5)
-    assert lightness(*lit(1, GREY)) == pytest.approx(own, abs=1.5)
+        assert np.array_equal(lit(light, 0, room)[0], lit("none", 1, room)[0])
+    assert lightness(*lit("none", 1, DARK)) == pytest.approx(own, abs=0.5)
+    assert lightness(*lit(light, 1, GREY)) == pytest.approx(own, abs=1.5)
 
 
-def test_light_changes_within_its_limit() -> None:
-    own = lightness(*lit(0, DARK))
-    assert lightness(*lit(1, (0, 0, 0), (255, 255, 255))) == pytest.approx(0.7 * own, abs=2.5)
-    assert lightness(*lit(1, (255, 255, 255), (0, 0, 0))) == pytest.approx(1.3 * own, abs=2.5)
+@both_ways
+def test_light_changes_within_its_limit(light: str) -> None:
+    own = lightness(*lit("none", 1, DARK))
+    assert lightness(*lit(light, 1, (0, 0, 0), (255, 255, 255))) == pytest.approx(0.7 * own, abs=2.5)
+    assert lightness(*lit(light, 1, (255, 255, 255), (0, 0, 0))) == pytest.approx(1.3 * own, abs=2.5)
 
 
-def test_the_colours_of_the_other_subject_play_no_part() -> None:
-    config = SwapConfig(light=1)
+@both_ways
+def test_the_colours_of_the_other_subject_play_no_part(light: Any) -> None:
+    config = SwapConfig(light=light, light_strength=1)
     _, mask = scene()
     removed = swap_request(empty(), mask, config, "", 0).mask
     rooms = [np.where(removed[..., None], np.array(colour, np.uint8), empty()) for colour in (MAGENTA, (0, 0, 0))]
@@ -204,10 +212,130 @@ def test_the_colours_of_the_other_subject_play_no_part() -> None:
     assert np.array_equal(results[0].picture[inside], results[1].picture[inside])
 
 
-@settings(max_examples=30, deadline=None)
-@given(*[st.integers(2, 40)] * 4, st.floats(0.1, 0.9), st.sampled_from(["height", "area"]), st.integers(0, 2**31))
+def halves(shape: tuple[int, int], left: int, right: int) -> Image:
+    """A dark and a bright wall."""
+    walls = [texture(*shape, (grey, grey, grey), 3, deviation=4) for grey in (left, right)]
+    return np.where(np.arange(shape[1])[:, None] < shape[1] / 2, *walls)
+
+
+def test_histograms_move_what_is_bright_by_what_is_bright() -> None:
+    """The scene's dark wall is as dark as the subject's own, its bright wall is brighter."""
+
+    def change(light: Any, grey: int) -> float:
+        front = (grey, grey, grey)
+        crop, mask = subject(front=front)
+        crop = np.where(mask[..., None], crop, halves(mask.shape, 60, 150))
+        ways: list[Any] = ["none", light]
+        before, after = (
+            swapped(SwapConfig(light=way, light_strength=1), (crop, mask), room=halves(SHAPE, 60, 210)) for way in ways
+        )
+        inside = deep_inside(before.mask, 5)
+        return lightness(after.picture, inside) - lightness(before.picture, inside)
+
+    assert abs(change("histogram", 60)) < 1.5
+    assert change("histogram", 150) > 10
+    # Means and spreads cannot tell the walls apart.
+    assert abs(change("reinhard", 60)) > 3
+
+
+def test_a_scene_of_one_colour_leaves_the_subject_its_contrast() -> None:
+    flat = np.full((*SHAPE, 3), 128, np.uint8)
+    source = subject(front=GREY, back=GREY)
+    ways: list[Any] = ["none", "histogram"]
+    own, result = (swapped(SwapConfig(light=way, light_strength=1), source, room=flat) for way in ways)
+    inside = deep_inside(own.mask, 5)
+    contrasts = [picture[inside].std() for picture in (own.picture, result.picture)]
+    assert 0.75 * contrasts[0] < contrasts[1] < 0.9 * contrasts[0]
+
+
+def blended(edge: float = 0.05, **pictures: Any) -> tuple[Swapped, Swapped]:
+    """By alpha, and in the gradient domain."""
+    ways: list[Any] = ["alpha", "poisson"]
+    alpha, poisson = (swapped(SwapConfig(light="none", edge=edge, blend=way), **pictures) for way in ways)
+    assert np.array_equal(alpha.mask, poisson.mask)
+    return alpha, poisson
+
+
+def slopes(picture: Image) -> Any:
+    return cv2.Laplacian(picture.astype(np.float32), cv2.CV_32F)
+
+
+BUST_IN_A_SCENE = {"source": subject((130, 140), (70, 100), 50), "host": scene((100, 150), 60)}
+CUT_OFF_ON_THE_LEFT = {"source": subject(SHAPE, (5, 95), 45), "host": scene((-5, 95), 50)}
+CUT_OFF_ON_THE_RIGHT = {"source": subject(SHAPE, (195, 95), 45), "host": scene((205, 95), 50)}
+
+
+@pytest.mark.parametrize(
+    "pictures",
+    [{}, BUST_IN_A_SCENE, CUT_OFF_ON_THE_LEFT, CUT_OFF_ON_THE_RIGHT],
+    ids=["complete", "a bust", "cut off on the left", "cut off on the right"],
+)
+def test_gradients_are_blended_in_a_band_inside_the_outline_alone(pictures: dict[str, Any]) -> None:
+    alpha, poisson = blended(**pictures)
+    x0, y0, x1, y1 = box_of(alpha.mask)
+    # A pixel more, as the box was measured before the subject was resized.
+    deep = deep_inside(alpha.mask, round(0.05 * max(x1 - x0, y1 - y0)) + 1)
+    assert deep.any()
+    assert not deep[0].any()
+    changed = (alpha.picture != poisson.picture).any(axis=2)
+    assert not changed[deep | ~alpha.mask].any()
+    assert changed[alpha.mask & ~deep].mean() > 0.6
+
+
+def test_gradients_are_the_subjects_and_the_step_at_its_outline_is_spread() -> None:
+    crop, own = subject(soft=1)
+    alpha, poisson = blended(source=(crop, own))
+    mask = alpha.mask
+    before, after = (deep_inside(where, 2) & ~deep_inside(where, 3) for where in (own, mask))
+    x0, y0, x1, y1 = box_of(own)
+    left, top, right, bottom = box_of(mask)
+    assert np.array_equal(before[y0:y1, x0:x1], after[top:bottom, left:right])
+    shift = poisson.picture[after].astype(int) - crop[before]
+    # Rounding to whole levels alone makes up to 4.
+    assert np.abs(shift).mean() > 8
+    assert np.abs(slopes(poisson.picture)[after] - slopes(crop)[before]).max() <= 4
+    steps = [
+        np.abs(np.diff(result.picture.astype(int), axis=1))[mask[:, 1:] != mask[:, :-1]].mean()
+        for result in (alpha, poisson)
+    ]
+    assert steps[1] < 0.6 * steps[0]
+
+
+def test_fingers_do_not_fade_into_the_scene() -> None:
+    crop, mask = subject()
+    mask = mask.copy()
+    mask[78:82, 70:135] = True
+    crop = np.where(mask[..., None], texture(*mask.shape, RED, 1), crop)
+    alpha, poisson = blended(source=(crop, mask))
+    right = box_of(alpha.mask)[2]
+    assert np.array_equal(alpha.picture[:, right - 15 :], poisson.picture[:, right - 15 :])
+    assert not np.array_equal(alpha.picture, poisson.picture)
+
+
+def test_without_an_outline_to_blend_along_nothing_changes() -> None:
+    everything = np.ones((40, 40), bool)
+    for edge, source in ((0, subject()), (0.1, (texture(40, 40, RED), everything))):
+        alpha, poisson = blended(edge, source=source, host=(empty(), np.ones(SHAPE, bool)))
+        if edge == 0:
+            assert np.array_equal(alpha.picture, poisson.picture)
+        assert np.isfinite(poisson.picture).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    *[st.integers(2, 40)] * 4,
+    st.floats(0.1, 0.9),
+    st.builds(
+        SwapConfig,
+        size_by=st.sampled_from(["height", "area"]),
+        light=st.sampled_from(["none", "reinhard", "histogram"]),
+        edge=st.sampled_from([0.01, 0.1]),
+        blend=st.sampled_from(["alpha", "poisson"]),
+    ),
+    st.integers(0, 2**31),
+)
 def test_any_two_pictures_give_a_picture_of_the_scenes_size(
-    height: int, width: int, rows: int, columns: int, share: float, size_by: Any, seed: int
+    height: int, width: int, rows: int, columns: int, share: float, config: SwapConfig, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
 
@@ -218,7 +346,6 @@ def test_any_two_pictures_give_a_picture_of_the_scenes_size(
 
     (crop, mask), (room, host) = blob((height, width)), blob((rows, columns))
     before = crop.copy(), room.copy()
-    config = SwapConfig(size_by=size_by)
 
     result = swap_compose(room, host, crop, mask, config)
 
