@@ -24,6 +24,7 @@ from stages.records import Clip, Subject, Verdict
 By = Literal["face", "image"]
 EMBEDDINGS: tuple[By, ...] = ("face", "image")
 MOST_SUBJECTS = 20_000
+"""Subjects that are read: their vectors are all held at once."""
 MOST_ACROSS = 20_000
 """Pairs of subjects of different videos that are drawn, per category and embedding."""
 INSIDE = 0.5
@@ -228,8 +229,10 @@ def _comparable(subject: Tracked, by: By) -> bool:
 
 def _comparison(one: Tracked, other: Tracked, by: By) -> tuple[float, float, Tracked, Tracked, float]:
     """By looks alone there is no face to be unsure of."""
-    cosine = float(np.dot(one.means[by], other.means[by]))  # type: ignore[arg-type]
-    return cosine, 1.0, one, other, min(one.face, other.face) if by == "face" else 1.0
+    a, b = one.means[by], other.means[by]
+    assert a is not None
+    assert b is not None
+    return float(a @ b), 1.0, one, other, min(one.face, other.face) if by == "face" else 1.0
 
 
 def _are_two(one: Tracked, other: Tracked, by: By) -> bool:
