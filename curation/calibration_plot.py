@@ -31,6 +31,7 @@ def draw(proposal: Proposal, file: Path) -> None:
             _draw_curve(finding, proposal.rate, curve)
         if not findings:
             axes[0, 0].set_title("no pairs")
+        file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, format="png", dpi=110)
 
 

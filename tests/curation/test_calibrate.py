@@ -306,7 +306,7 @@ class TestLabels:
 class TestCommand:
     def test_prints_and_draws_and_changes_nothing(self, workspace, tmp_path, capsys) -> None:
         before = {record: workspace.table(record).version for record in RECORDS.values()}
-        file = tmp_path / "plot.png"
+        file = tmp_path / "plots" / "of mine.png"
         assert main(["calibrate", "--workspace", workspace.uri, "-o", str(file)]) == 0
         out = capsys.readouterr().out
         assert "animal" in out
