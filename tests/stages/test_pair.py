@@ -463,6 +463,16 @@ class TestSameSubjects:
         assert len(together(everyone)) == 1
 
     @pytest.mark.usefixtures("large_groups")
+    def test_crowds_that_hide_each_other_are_linked_once_they_are_one(self) -> None:
+        # Those who speak for a crowd see the two beside it first, and only then the three that are further away.
+        everyone = [
+            subject(f"{place:02}-{number:02}", place + 0.01 * number)
+            for place in (0, 1, 2, 20, 21, 22)
+            for number in range(12)
+        ]
+        assert len(together(everyone)) == 1
+
+    @pytest.mark.usefixtures("large_groups")
     @pytest.mark.parametrize("seed", range(12))
     def test_large_groups_hang_together_as_small_ones_do(self, seed: int) -> None:
         # Crowds of all sizes, some of them beside another one of the same individual, all of it within the bound.

@@ -69,6 +69,8 @@ def test_pictures_made_with_chance_are_numbered_and_seeded_from_the_config_s_see
         drawn = sorted((spec.number, spec.seed) for spec in specs if spec.kind == kind and spec.target_id == "a")
         assert drawn == [(0, 7), (1, 8)]
     assert {(spec.number, spec.seed) for spec in specs if spec.kind == "swapped"} == {(0, 7)}
+    three = plan([*PAIR, subject("c", 90)], seed=7, **ALL)
+    assert sorted((each.number, each.seed) for each in three if each.kind == "swapped") == 3 * [(0, 7)] + 3 * [(1, 8)]
     cut = {(spec.number, spec.seed) for spec in specs if spec.kind in ("original", "other_frame", "cross_clip")}
     assert cut == {(0, NO_SEED)}
 

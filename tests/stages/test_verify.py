@@ -300,6 +300,14 @@ class TestCopyRisk:
         )
         assert np.all(np.array(found) > [0.95, 0.95, 0.9, 0.9, 0.85, 0.8, 0.95])
 
+    def test_of_a_mirrored_copy_is_that_of_its_subject(self) -> None:
+        crop, mask = subject_crop(cat(), 0)
+        half = mask & (np.arange(260)[None] < 150 - np.arange(260)[:, None] // 4)
+        upright, inside = cut_out(crop, half)
+        straight, mirrored = risks(("moved", upright, inside), ("moved", upright[:, ::-1], inside[:, ::-1]))
+        assert mirrored == pytest.approx(straight, abs=0.05)
+        assert mirrored > 0.7
+
     def test_of_what_was_cut_out_of_the_same_picture_elsewhere_is_high(self) -> None:
         crop, mask = subject_crop(cat(), 0)
         repost = pictured("repost", [(crop, mask)])
@@ -358,9 +366,11 @@ class TestNewBackgrounds:
     def test_one_that_leaves_a_rim_of_it(self) -> None:
         assert proof("inpainted", BALL, shown=repainted(BALL, rim=4)).halo > 0.9
 
-    def test_a_swap_is_held_against_the_background_that_the_subject_came_from(self) -> None:
+    @pytest.mark.parametrize("frame", [0, 1])
+    def test_a_swap_is_held_against_the_background_that_the_subject_came_from(self, frame: int) -> None:
         """The scene of a swap stays as it was: it is no new background that an old one could be left of."""
-        crop, mask = subject_crop(BALL, 0)
+        ball = replace(BALL, best=frame)
+        crop, mask = subject_crop(ball, frame)
         scene, there = subject_crop(OTHER, 0)
         # The red ball, half as large, on the other one's place; with and without some of its own wall.
         placed = laid_over(crop, mask, there)
@@ -368,7 +378,7 @@ class TestNewBackgrounds:
             kept = cv2.dilate(there.astype(np.uint8), np.ones((2 * rim + 1, 2 * rim + 1), np.uint8)) > 0
             picture = scene.copy()
             picture[kept] = placed[kept]
-            told = proof("swapped", BALL, shown=(picture, there))
+            told = proof("swapped", ball, frame=frame, shown=(picture, there))
             assert told.halo == halo(picture, placed, there)
             assert least <= told.halo <= most
             assert (told.subject_change, told.background_change) == (None, None)
