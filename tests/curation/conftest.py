@@ -46,7 +46,10 @@ RAW: dict[str, Any] = {
 def write_video(
     path: Path, seed: int, seconds: float, discs: Sequence[tuple[int, int, int]], *, light: float = 1.0
 ) -> None:
-    """Discs with rings that wander over a grey, grainy ground that pans."""
+    """Spotted discs that wander over a grey, grainy ground that pans.
+
+    Their spots are others in each frame: no picture of a disc is a copy of another.
+    """
     random = np.random.default_rng(seed)
     coarse = random.integers(60, 200, (HEIGHT // 24, WIDTH // 16), dtype=np.uint8)
     ground = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST) + random.normal(
@@ -55,13 +58,14 @@ def write_video(
     ground = np.repeat(np.clip(ground, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
     y, x = np.mgrid[-RADIUS : RADIUS + 1, -RADIUS : RADIUS + 1]
     far = np.hypot(x, y)[..., None]
-    shade = np.where(far // 6 % 2, 1.0, 0.6)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv444p"
         stream.options = {"preset": "ultrafast", "crf": "8"}
         for number in range(round(seconds * FPS)):
             picture = np.roll(ground, 2 * number, axis=1)
+            spots = cv2.GaussianBlur(random.normal(size=far.shape[:2]), (0, 0), 2.5)[..., None]
+            shade = np.where(spots > 0, 1.0, 0.6)
             for place, colour in enumerate(discs):
                 # Two discs keep to their own halves.
                 left, right = (60 + 160 * place, 100 + 160 * place) if len(discs) > 1 else (75, 245)

@@ -626,6 +626,8 @@ class TestInterrupted:
         assert_recovers(step)
         if step == "annotate":
             assert len(given("text")) == 3 * (5 - after), "what was committed is done again"
+        if step == "verify":
+            assert len(given(SECOND)) == 5 - after, "what was committed is measured again"
 
     @pytest.mark.parametrize("dies_at", [1, 3])
     def test_in_the_middle_of_a_step_without_a_last_word(self, remake, assert_recovers, monkeypatch, dies_at) -> None:
