@@ -31,6 +31,7 @@ Category = Literal["person", "animal", "vehicle", "plant", "object"]
 
 LIVING = ("person", "animal", "plant")
 SEARCHED_AT_ONCE = 2**16
+HIDDEN_AT_ONCE = 2**10
 CANDIDATES = 64
 """Most alike subjects within the bounds that are looked at for each target."""
 ALL_LINKS = 20_000
@@ -166,7 +167,7 @@ def cross_pairs(
 
     A source is taken when the cosine lies within the rule's bounds and the pictures differ enough. Sources from other
     videos come first, then those whose pictures differ most; ties are broken by id, so the order of rows does not
-    matter. Of a group larger than the search is exact for, the most alike within the bounds are looked at.
+    matter. `CANDIDATES` of the target's own video and of others, the most alike within the bounds, are looked at.
 
     Args:
         crowd: the subjects, with ``apart``; it is used up.
@@ -177,7 +178,7 @@ def cross_pairs(
     for rule, members, vectors, looks in crowd.groups():
         clips = _numbered(member.clip_id for member in members)
         films = _numbered(videos[member.clip_id] for member in members)
-        for target, near, _ in _near(vectors, rule.min, rule.max, CANDIDATES, search):
+        for target, near in _candidates(vectors, films, rule, count, search):
             near = near[(clips[near] != clips[target]) & _in_scope(films[near] == films[target], rule)]
             same = films[near] == films[target]
             differences = [
@@ -198,7 +199,8 @@ def same_subjects(crowd: Crowd, search: Search = exact) -> Iterator[tuple[str, s
 
     They link every two subjects of an individual, directly or through others. In a group of at most `ALL_LINKS`
     subjects all pairs are found; in a larger one each subject's nearest, and then the nearest of a few that speak for
-    each individual found so far, until no two are one any more.
+    each individual found so far, until no two are one any more. There, two crowds of more than `CANDIDATES` that touch
+    only at their edges may stay apart.
 
     Args:
         crowd: the subjects, not ``apart``; it is used up.
@@ -222,6 +224,37 @@ def rivals(crowd: Crowd, count: int, search: Search = exact) -> Iterator[tuple[s
         for target, near, _ in _near(vectors, -1.0, rule.min - BELOW, count, search):
             others = (members[index] for index in near.tolist())
             yield members[target].subject_id, [Rival(other.subject_id, other.fingerprint) for other in others]
+
+
+def _candidates(
+    vectors: Vectors, films: npt.NDArray[np.int64], rule: IdentityRule, count: int, search: Search
+) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Every vector's number, with those of its neighbours within the bounds: the nearest of its own film and of others.
+
+    Where its own film fills the places, it is looked for again, with places for all of that film: however long one is,
+    it hides no other.
+    """
+    sizes = np.bincount(films)
+    with search(vectors) as neighbours:
+        for start in range(0, len(vectors), SEARCHED_AT_ONCE):
+            rows = np.arange(start, min(start + SEARCHED_AT_ONCE, len(vectors)))
+            found = [near for near, _ in neighbours.within(rows, rule.min, rule.max, CANDIDATES)]
+            hidden = [
+                place
+                for place, near in enumerate(found)
+                if rule.scope != "same_video"
+                and len(near) == CANDIDATES
+                and np.count_nonzero(films[near] != films[rows[place]]) < count
+            ]
+            for first in range(0, len(hidden), HIDDEN_AT_ONCE):
+                places = hidden[first : first + HIDDEN_AT_ONCE]
+                most = CANDIDATES + int(sizes[films[rows[places]]].max())
+                for place, (near, _) in zip(
+                    places, neighbours.within(rows[places], rule.min, rule.max, most), strict=True
+                ):
+                    is_own = films[near] == films[rows[place]]
+                    found[place] = np.concatenate([near[~is_own][:CANDIDATES], near[is_own][:CANDIDATES]])
+            yield from zip(rows.tolist(), found, strict=True)
 
 
 def _near(

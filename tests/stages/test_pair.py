@@ -104,6 +104,16 @@ class TestCrossPairs:
         everyone = [*copies, subject("other", 30)]
         assert sources("copy-000", everyone, rules()) == ["other"]
 
+    @pytest.mark.parametrize("scope", ["anywhere", "other_video"])
+    def test_a_long_film_hides_nobody_of_other_videos(self, scope: str) -> None:
+        film = [subject(f"film-{number:03}", 20 + 0.01 * number) for number in range(2 * pair.CANDIDATES)]
+        others = [subject("other-1", 40), subject("other-2", 30, bits=3), subject("too far", 70)]
+        everyone = [subject("a", 0), *film, *others]
+        named = {row["subject_id"]: "film" for row in [everyone[0], *film]}
+        found = sources("a", everyone, rules(object=rule(scope=scope)), 3, **named)
+        assert found[:2] == ["other-2", "other-1"]
+        assert found[2:] == (["film-000"] if scope == "anywhere" else [])
+
     def test_never_two_subjects_of_one_clip(self) -> None:
         assert pairs([subject("a", 0, clip="c"), subject("b", 30, clip="c")], rules()) == []
 
@@ -316,6 +326,7 @@ def test_how_many_are_searched_at_once_makes_no_difference(monkeypatch: pytest.M
     others = list(rivals(crowd(everyone, config), 3))
     assert len(whole) > 150
     monkeypatch.setattr(pair, "SEARCHED_AT_ONCE", block)
+    monkeypatch.setattr(pair, "HIDDEN_AT_ONCE", block)
     assert pairs(everyone, config) == whole
     assert list(same_subjects(crowd(everyone, config))) == individuals
     assert list(rivals(crowd(everyone, config), 3)) == others
@@ -333,6 +344,24 @@ def test_ties_go_to_the_first_id_wherever_they_stand() -> None:
     ]
     found = sources("000", everyone, rules(person=rule("face", 0.6, 0.99)), 9)
     assert found == [f"{number:03}" for number in sorted(same)[:9]]
+
+
+@pytest.mark.parametrize("candidates", [1, 3, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_however_few_are_looked_at_those_of_other_videos_come_first(
+    monkeypatch: pytest.MonkeyPatch, candidates: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    everyone = [subject(f"s{number:02}", rng.uniform(0, 60), bits=int(rng.integers(20))) for number in range(40)]
+    films = {row["subject_id"]: f"film-{int(rng.integers(3))}" for row in everyone}
+    config = rules(object=rule(low=0.9, high=0.9999))
+    whole = pairs(everyone, config, 1, **films)
+    monkeypatch.setattr(pair, "CANDIDATES", candidates)
+    monkeypatch.setattr(pair, "HIDDEN_AT_ONCE", 3)
+    few = pairs(everyone, config, 1, **films)
+    assert [(target, films[target] == films[source]) for target, source in few] == [
+        (target, films[target] == films[source]) for target, source in whole
+    ]
 
 
 class TestRivals:
