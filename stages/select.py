@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from stages.config import Section
 from stages.records import KIND_ORDER, Kind, Verdict
@@ -98,17 +98,18 @@ class ReferenceThresholds(Section):
     off: bool = False
     """Whether every reference of a subject that passes is taken, for comparison."""
     min_identity: dict[Literal["face", "image"], float] = Field({"face": 0.5, "image": 0.5})
-    """Least identity similarity to its target, by the embedding that it was told by."""
+    """Least identity similarity to its target, by the embedding that it was told by. What is not named keeps its
+    default."""
     min_margin: float = Field(0.0, ge=-2, le=2)
     """How much more like its target it must be than like any subject that is known to be another one."""
     min_difference: dict[Kind, float] = Field(
         {"other_frame": 0.05, "cross_clip": 0.03, "inpainted": 0.04, "augmented": 0.05, "moved": 0.05, "swapped": 0.05}
     )
-    """Least context difference per kind; kinds that are not named need none. A re-encoded or brightened copy has up to
+    """Least context difference per kind; what is not named keeps its default. A re-encoded or brightened copy has up to
     0.02, the next frame 0.006, the start and the end of a clip 0.13, another scene 0.4 (medians on real clips)."""
     max_copy_risk: dict[Kind, float] = Field({"cross_clip": 0.8, "other_frame": 0.85})
-    """Largest copy risk per kind; kinds that are not named may be copies. What keeps the subject's pixels (`inpainted`,
-    `augmented`, `swapped`) is found in its frames by nature."""
+    """Largest copy risk per kind; what is not named keeps its default, and the other kinds may be copies: what keeps
+    the subject's pixels (`inpainted`, `augmented`, `swapped`) is found in its frames by nature."""
     duplicate_bits: int = Field(2, ge=-1, le=64)
     """References of one subject whose hashes differ by at most so many of 64 bits are one: the first kind stays; -1
     keeps all."""
@@ -130,6 +131,13 @@ class ReferenceThresholds(Section):
     """Least mean luma of the subject in the picture."""
     min_sharpness: float = Field(20, ge=0)
     """Least variance of the Laplacian of the subject in the picture at 256 lines."""
+
+    @field_validator("min_identity", "min_difference", "max_copy_risk", mode="before")
+    @classmethod
+    def _with_defaults(cls, given: Any, info: ValidationInfo) -> Any:
+        """Naming one leaves the others as they are."""
+        field = cls.model_fields[str(info.field_name)]
+        return {**field.default, **given} if isinstance(given, Mapping) else given
 
 
 class SelectConfig(Section):

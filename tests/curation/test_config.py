@@ -142,8 +142,8 @@ class TestOverrides:
             ("references.inpainted.prompt=", lambda c: None, None),
             (
                 "select.reference.min_difference={other_frame: 0.5}",
-                lambda c: c.select.reference.min_difference,
-                {"other_frame": 0.5},
+                lambda c: c.select.reference.min_difference["other_frame"],
+                0.5,
             ),
             (
                 "references.cross_clip.rules.person.min=0.25",

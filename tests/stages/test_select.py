@@ -205,8 +205,9 @@ def test_who_a_reference_shows_is_asked_by_what_tells_it(by: str, limit: float) 
     told = {"identity_by": by, "rival_similarity": None}
     assert reference_reasons(reference(identity_similarity=limit, **told), REFERENCE) == []
     assert reference_reasons(reference(identity_similarity=limit - 1e-6, **told), REFERENCE) == ["other_identity"]
-    # What nothing is asked of by this embedding passes.
-    only = ReferenceThresholds(min_identity={"face": 0.4} if by == "image" else {"image": 0.5})
+    # A bound on one embedding says nothing about the other.
+    other = "image" if by == "face" else "face"
+    only = REFERENCE.model_copy(update={"min_identity": {by: -1.0, other: 1.0}})
     assert reference_reasons(reference(identity_similarity=-1, **told), only) == []
 
 
@@ -229,7 +230,7 @@ def test_copies_are_a_matter_of_the_kind() -> None:
     assert reference_reasons(reference(**copied), REFERENCE) == ["copy"]
     assert reference_reasons(reference(copy_risk=None), REFERENCE) == []
     for kind in KIND_ORDER:
-        expected = ["copy"] if kind == "cross_clip" else []
+        expected = ["copy"] if kind in ("cross_clip", "other_frame") else []
         assert reference_reasons(reference(kind=kind, copy_risk=1.0), REFERENCE) == expected
 
 
@@ -663,3 +664,13 @@ def test_duplicates_are_those_that_comparing_all_with_all_finds(
 def test_thresholds_that_make_no_sense_are_refused(raw: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         SelectConfig.model_validate(raw)
+
+
+@pytest.mark.parametrize("name", ["min_identity", "min_difference", "max_copy_risk"])
+def test_naming_one_bound_leaves_the_others_as_they_are(name: str) -> None:
+    defaults = getattr(ReferenceThresholds(), name)
+    first, *others = defaults
+    changed = getattr(ReferenceThresholds.model_validate({name: {first: 0.9}}), name)
+    assert changed[first] == 0.9
+    assert others
+    assert {key: changed[key] for key in others} == {key: defaults[key] for key in others}
