@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import psutil
 import pytest
@@ -24,10 +25,10 @@ from curation.engine import STEPS, SerialExecutor, run_step, run_steps
 from curation.guard import Stage
 from curation.progress import Progress
 from curation.shards import read_manifest
-from curation.steps import Each, Ingest
+from curation.steps import Each, Ingest, kept_ids
 from curation.workspace import Workspace
 from stages.ingest import IngestStage, InputVideo, list_inputs
-from stages.records import RECORDS, Annotation, Clip, Failure, Source, Subject
+from stages.records import KIND_ORDER, RECORDS, Annotation, Clip, Failure, Proof, Reference, Source, Subject
 
 OVERRIDES = [
     "models.text=null",
@@ -38,7 +39,7 @@ OVERRIDES = [
     "runtime.store_gb=0.2",
     "select.clip.min_sharpness=0",
     "select.subject={min_short_side: 20, max_straightness: 1, min_sharpness: 0}",
-    "select.reference={min_sharpness: 0, min_difference: {}}",
+    "select.reference={min_sharpness: 0, min_difference: {inpainted: 0, swapped: 0}}",
     "pack.shard_samples=3",
     "pack.preset=ultrafast",
 ]
@@ -61,6 +62,9 @@ def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Works
         STEPS, load_config(None, OVERRIDES), workspace, SerialExecutor(), _quiet(), videos=list_inputs([str(videos)])
     )
     assert read_manifest(workspace.path("shards"))["samples"]["train"] > 3
+    kept = kept_ids(workspace, "reference")
+    kinds = {row.kind for row in workspace.records(Reference) if row.reference_id in kept}
+    assert kinds == set(KIND_ORDER) - {"moved"}
     return workspace
 
 
@@ -171,6 +175,26 @@ def test_stages_in_several_operators_make_the_same_rows(
 
     for record in (Clip, Annotation, Subject):
         assert _rows(workspace, record) == _rows(undisturbed, record)
+
+
+def test_two_workers_each_make_the_same_references_proofs_and_shards(
+    undisturbed: Workspace, tmp_path: Path, ray_executor: Any
+) -> None:
+    workspace = Workspace.open(shutil.copytree(undisturbed.uri, tmp_path / "workspace"))
+    few = sorted(workspace.column(Subject, "subject_id"))[::3]
+    lost = [row for row in workspace.records(Reference) if row.subject_id in few]
+    assert {row.kind for row in lost} == set(KIND_ORDER) - {"moved"}
+    for record in (Reference, Proof):
+        workspace.delete(record, "reference_id", [row.reference_id for row in lost])
+    shutil.rmtree(workspace.path("shards"))
+    two = [
+        "runtime.references={unit_items: 5, operators: [{stages: [synthesise], cpus: 0.5, batch: 3, workers: 2}]}",
+        "runtime.verify={unit_items: 2, operators: [{stages: [verify], cpus: 0.5, batch: 2, workers: 2}]}",
+    ]
+
+    run_steps(STEPS[3:], load_config(None, [*OVERRIDES, *two]), workspace, ray_executor, _quiet())
+
+    _assert_same(workspace, undisturbed)
 
 
 def test_asking_for_more_than_the_cluster_has_fails_before_anything_starts(
@@ -307,7 +331,7 @@ def _quiet() -> Progress:
 
 
 def _make_video(path: Path, seed: int) -> None:
-    """Four seconds of a bright square that crosses a noisy ground."""
+    """Four seconds of a bright square that crosses a noisy ground; its spots are others in each frame."""
     chance = np.random.default_rng(seed)
     ground = chance.integers(60, 120, (180, 320, 3), np.uint8)
     with av.open(str(path), "w") as container:
@@ -318,5 +342,7 @@ def _make_video(path: Path, seed: int) -> None:
             x, y = 20 + frame * 2, 40 + int(20 * np.sin(frame / 9 + seed))
             picture[y : y + 80, x : x + 80] = (230, 40 + 8 * seed, 40)
             picture[y + 20 : y + 40, x + 20 : x + 60] = (250, 250, 90)
+            spots = cv2.GaussianBlur(chance.normal(size=(80, 80)), (0, 0), 2.5) > 0
+            picture[y : y + 80, x : x + 80][spots] -= 30
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
