@@ -114,16 +114,22 @@ def _cell(row: Row, image: bytes, reasons: Sequence[str]) -> Tile:
     identity = f"id {row['identity_similarity']:.2f} {row['identity_by']}"
     if row["rival_similarity"] is not None:
         identity += f", other {row['rival_similarity']:.2f}"
-    apart = f"diff {row['context_difference']:.2f}"
-    for name, label in (("copy_risk", "copy"), ("background_change", "new"), ("halo", "halo")):
-        if row[name] is not None:
-            apart += f", {label} {row[name]:.2f}"
+    apart = [
+        f"{label} {row[name]:.2f}"
+        for name, label in (
+            ("context_difference", "diff"),
+            ("copy_risk", "copy"),
+            ("background_change", "new"),
+            ("halo", "halo"),
+        )
+        if row[name] is not None
+    ]
     return below(
         [
             text_tile(row["kind"], SIDE),
             thumbnail(image, SIDE, colour),
             text_tile(identity, SIDE),
-            text_tile(apart, SIDE, colour=QUIET),
+            text_tile(", ".join(apart), SIDE, colour=QUIET, lines=2),
             *(pill(reason, RED, most=SIDE) for reason in reasons),
         ]
     )

@@ -51,7 +51,7 @@ class IdentityRule(Section):
     """Embedding that proves it; `none` makes no pairs of this category."""
     min: float = Field(ge=-1, le=1)
     """Least cosine: below it lie other individuals. `s2v calibrate` proposes it."""
-    max: float = Field(ge=-1, le=1)
+    max: float = Field(1.0, ge=-1, le=1)
     """Largest cosine: above it lie copies."""
     min_face: float = Field(0.0, ge=0, le=1)
     """Where faces prove it: least detector score of both; the embedding of an unsure face is anybody's."""
