@@ -14,10 +14,9 @@ from curation.steps import REVISION, Step, kept_ids, row_ids, videos_by_clip, wr
 from curation.vector_index import neighbours
 from curation.vectors import compared_subjects
 from curation.workspace import Workspace
-from models import registry
 from stages.config import Section
 from stages.pair import Crowd, Individual, Rival, rivals
-from stages.plan import ReferenceSpec, plan_references
+from stages.plan import Recipe, ReferenceSpec, plan_references
 from stages.records import Proof, Record, Reference, Subject
 from stages.synthesise import Painters, SynthesiseStage
 from stages.verify import PAINTED, Claim, Other, Verifiers, VerifyStage
@@ -35,24 +34,25 @@ class References(Step):
         return not self.tasks("synthesise")
 
     @cached_property
-    def fingerprints(self) -> dict[str, str]:
-        """Per kind, hash of all that its pictures depend on besides their subjects."""
+    def recipes(self) -> dict[str, Recipe]:
+        """How the pictures of each kind are made: all that they depend on besides their subjects."""
         references = self.config.references
         cut = fingerprint("references", REVISION["references"])
         inpainter, editor = self.model_fingerprint("inpainter", "editor")
+        inpainted_by, moved_by = self._name("inpainter", inpainter), self._name("editor", editor)
         return {
-            "original": cut,
-            "other_frame": cut,
-            "cross_clip": cut,
-            "inpainted": fingerprint(cut, _how(references.inpainted), inpainter),
-            "augmented": fingerprint(cut, _how(references.augmented)),
-            "moved": fingerprint(cut, _how(references.moved), editor),
-            "swapped": fingerprint(cut, _how(references.swapped), inpainter),
+            "original": Recipe("cut_out", cut),
+            "other_frame": Recipe("cut_out", cut),
+            "cross_clip": Recipe("cut_out", cut),
+            "inpainted": Recipe(inpainted_by, fingerprint(cut, _how(references.inpainted), inpainter)),
+            "augmented": Recipe("augment", fingerprint(cut, _how(references.augmented))),
+            "moved": Recipe(moved_by, fingerprint(cut, _how(references.moved), editor)),
+            "swapped": Recipe(f"swap, {inpainted_by}", fingerprint(cut, _how(references.swapped), inpainter)),
         }
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(self.fingerprints)
+        return fingerprint({kind: recipe.fingerprint for kind, recipe in self.recipes.items()})
 
     @cached_property
     def _wanted(self) -> list[ReferenceSpec]:
@@ -60,7 +60,7 @@ class References(Step):
         subjects = compared_subjects(
             self.workspace, kept_ids(self.workspace, "subject"), frames=references.other_frame.count > 0
         )
-        return plan_references(subjects, videos_by_clip(self.workspace), references, self.fingerprints, neighbours)
+        return plan_references(subjects, videos_by_clip(self.workspace), references, self.recipes, neighbours)
 
     def clean(self) -> None:
         """Delete references that are no longer wanted, and their proofs."""
@@ -97,17 +97,11 @@ class References(Step):
 
     def stage(self, name: str) -> Stage:
         models = dict(zip(self.tasks(name), self.loaded(name), strict=True))
-        painters = Painters(
-            inpainter=models.get("inpainter"),
-            inpainted_by=self._method("inpainter"),
-            editor=models.get("editor"),
-            moved_by=self._method("editor"),
-        )
-        return ReferenceStage(SynthesiseStage(self.config.references, painters), self.workspace)
+        return ReferenceStage(SynthesiseStage(self.config.references, Painters(**models)), self.workspace)
 
-    def _method(self, task: str) -> str:
+    def _name(self, task: str, mark: str) -> str:
         config = self.config.models.chosen().get(task)
-        return f"{config.backend}@{registry.fingerprint(config, self.config.models.root)}" if config else ""
+        return f"{config.backend}@{mark}" if config else ""
 
     def rows(self, value: Sequence[Reference]) -> Sequence[Record]:
         return value
@@ -190,11 +184,17 @@ class Verify(Step):
     @cached_property
     def _wanted(self) -> dict[str, tuple[str, list[Rival], str]]:
         """By reference: its target, the others that it is held against, and the fingerprint of its proof."""
-        rows = self.workspace.rows(Reference, ["reference_id", "subject_id", "fingerprint"])
+        subjects = self.workspace.rows(Subject, ["subject_id", "fingerprint"])
+        described = {row["subject_id"]: row["fingerprint"] for row in subjects}
+        rows = self.workspace.rows(Reference, ["reference_id", "subject_id", "source_subject_id", "fingerprint"])
         wanted = {}
         for row in rows:
             others = self._others.get(row["subject_id"], [])
-            parts = [row["fingerprint"], *(f"{other.subject_id}:{other.fingerprint}" for other in others)]
+            parts = [
+                row["fingerprint"],
+                *(described[row[name]] for name in ("subject_id", "source_subject_id")),
+                *(f"{other.subject_id}:{other.fingerprint}" for other in others),
+            ]
             wanted[row["reference_id"]] = row["subject_id"], others, fingerprint(self.fingerprint, parts)
         return wanted
 

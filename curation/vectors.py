@@ -31,6 +31,7 @@ COMPARED = (
     "phash",
     "shape",
     "surroundings",
+    "content",
     "fingerprint",
 )
 """What subjects are compared by."""

@@ -362,6 +362,7 @@ def _difference(a: _Sighting, b: _Sighting) -> float:
 def _subject(kept: _Kept, similarities: Sequence[float | None], config: DescribeConfig) -> Subject:
     crops = [_crop(sighting, config) for sighting in kept.frames]
     frames = [_frame(*parts) for parts in zip(kept.frames, crops, similarities, strict=True)]
+    pngs = [encode_png(crop) for crop, _ in crops]
     best = frames[kept.best]
     height, width = kept.frames[kept.best].image.shape[:2]
     with_face = [np.asarray(frame.face_embedding, np.float32) for frame in frames if frame.face_embedding is not None]
@@ -375,7 +376,7 @@ def _subject(kept: _Kept, similarities: Sequence[float | None], config: Describe
         frame_height=height,
         best=kept.best,
         frames=frames,
-        crops=[encode_png(crop) for crop, _ in crops],
+        crops=pngs,
         seen=len(kept.sightings),
         detection_score=best.detection_score,
         mask_score=best.mask_score,
@@ -400,8 +401,17 @@ def _subject(kept: _Kept, similarities: Sequence[float | None], config: Describe
         phash=best.phash,
         shape=best.shape,
         surroundings=best.surroundings,
+        content=_content(kept.word, frames, pngs),
         fingerprint=kept.fingerprint,
     )
+
+
+def _content(word: str, frames: Sequence[SubjectFrame], pngs: Sequence[bytes]) -> str:
+    digest = hashlib.sha256(word.encode())
+    for frame, png in zip(frames, pngs, strict=True):
+        digest.update(f"\n{frame.time}:{frame.crop_box}:{frame.mask}:".encode())
+        digest.update(hashlib.sha256(png).digest())
+    return digest.hexdigest()[:16]
 
 
 def _crop(sighting: _Sighting, config: DescribeConfig) -> tuple[Image, tuple[int, int, int, int]]:

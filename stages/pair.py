@@ -91,12 +91,13 @@ class Individual:
     subject_id: str
     clip_id: str
     best: int
+    content: str
     fingerprint: str
 
     @classmethod
     def of(cls, subject: Row) -> Individual:
         """``subject`` is a row of ``subjects``."""
-        return cls(subject["subject_id"], subject["clip_id"], subject["best"], subject["fingerprint"])
+        return cls(*(subject[name] for name in ("subject_id", "clip_id", "best", "content", "fingerprint")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +166,10 @@ def cross_pairs(
 ) -> Iterator[tuple[Individual, Individual]]:
     """``(target, source)`` pairs of the same individual in different clips, at most ``count`` sources per target.
 
-    A source is taken when the cosine lies within the rule's bounds and the pictures differ enough. Sources from other
-    videos come first, then those whose pictures differ most; ties are broken by id, so the order of rows does not
-    matter. `CANDIDATES` of the target's own video and of others, the most alike within the bounds, are looked at.
+    A source is taken when the cosine lies within the rule's bounds and the pictures differ enough; of a clip's
+    subjects, only the most alike within the bounds can be one. Sources from other videos come first, then those whose
+    pictures differ most; ties are broken by id, so the order of rows does not matter. `CANDIDATES` of the target's own
+    video and of others, the most alike within the bounds, are looked at.
 
     Args:
         crowd: the subjects, with ``apart``; it is used up.
@@ -180,6 +182,8 @@ def cross_pairs(
         films = _numbered(videos[member.clip_id] for member in members)
         for target, near in _candidates(vectors, films, rule, count, search):
             near = near[(clips[near] != clips[target]) & _in_scope(films[near] == films[target], rule)]
+            # Of several in one clip only the most alike can be it: they are seen beside each other.
+            near = near[np.sort(np.unique(clips[near], return_index=True)[1])]
             same = films[near] == films[target]
             differences = [
                 difference(looks[target], looks[index], same_video=bool(is_same))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from pydantic import Field
@@ -85,6 +84,16 @@ class ReferencesConfig(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the pictures of a kind are made."""
+
+    method: str
+    """In words, with the model's name and revision where one is used."""
+    fingerprint: str
+    """Hash of the configuration and the models."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReferenceSpec:
     """A picture to be made: frame ``frame`` of subject ``source_id``, made into a reference of ``target_id``."""
 
@@ -98,6 +107,7 @@ class ReferenceSpec:
     number: int
     """Counts the pictures of a kind that are made with chance, from 0."""
     seed: int
+    method: str
     fingerprint: str
 
     @property
@@ -110,7 +120,7 @@ def plan_references(
     subjects: Iterable[Row],
     videos: Mapping[str, str],
     config: ReferencesConfig,
-    fingerprints: Mapping[str, str],
+    recipes: Mapping[str, Recipe],
     search: Search = exact,
 ) -> list[ReferenceSpec]:
     """Specs of every reference that the passing subjects shall have, sorted by id.
@@ -120,10 +130,10 @@ def plan_references(
             not read where `other_frame` is turned off.
         videos: the video of each clip.
         config: kinds, counts and identity bounds.
-        fingerprints: per kind, hash of the configuration that makes its pictures.
+        recipes: how each kind is made.
         search: how subjects that look alike are found.
     """
-    draft = _Draft(fingerprints)
+    draft = _Draft(recipes)
     crowd = Crowd(config.cross_clip.rules if config.cross_clip.count else {}, videos, apart=True)
     hosts = Hosts(config.swapped.fit, config.swapped.count, videos)
     drawn = {"inpainted": config.inpainted.count, "augmented": config.augmented.count, "moved": config.moved.count}
@@ -148,9 +158,9 @@ def plan_references(
 class _Draft:
     """The specs so far."""
 
-    def __init__(self, fingerprints: Mapping[str, str]) -> None:
+    def __init__(self, recipes: Mapping[str, Recipe]) -> None:
         self.specs: list[ReferenceSpec] = []
-        self._fingerprints = fingerprints
+        self._recipes = recipes
 
     def add(
         self,
@@ -163,12 +173,12 @@ class _Draft:
         seed: int = NO_SEED,
         scene: Individual | None = None,
     ) -> None:
-        scenery = (scene.subject_id, scene.fingerprint) if scene else ()
-        fingerprint = _hash(self._fingerprints[kind], target.fingerprint, source.fingerprint, *scenery[1:])
-        parts = (kind, target.subject_id, source.subject_id, frame, seed, fingerprint, *scenery[:1])
+        made_of = [one for one in (target, source, scene) if one is not None]
+        recipe = self._recipes[kind]
+        fingerprint = _hash(recipe.fingerprint, *(one.content for one in made_of))
         self.specs.append(
             ReferenceSpec(
-                reference_id=hashlib.sha256(":".join(map(str, parts)).encode()).hexdigest()[:16],
+                reference_id=_hash(kind, *(one.subject_id for one in made_of), str(frame), str(seed), fingerprint),
                 kind=kind,
                 target_id=target.subject_id,
                 source_id=source.subject_id,
@@ -176,12 +186,11 @@ class _Draft:
                 frame=frame,
                 number=number,
                 seed=seed,
+                method=recipe.method,
                 fingerprint=fingerprint,
             )
         )
 
 
-@lru_cache(maxsize=1024)
 def _hash(*parts: str) -> str:
-    # Remembered, so that the many specs that share a fingerprint share one string.
     return hashlib.sha256(":".join(parts).encode()).hexdigest()[:16]

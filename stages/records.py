@@ -246,6 +246,9 @@ class Subject(Record):
     phash: int
     shape: int
     surroundings: list[float]
+    content: str
+    """Hash of what pictures of the subject are made of: its word, and the crop, mask and place of each kept frame. It
+    stays where only what describes them has changed, such as a face network."""
     fingerprint: str
 
 

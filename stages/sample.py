@@ -19,6 +19,10 @@ NEGATIVE = "negative"
 """The kind of pictures that show somebody else, which are no references."""
 
 
+UNTOLD = ("face_embedding", "image_embedding", "surroundings", "shape")
+"""What of subjects and their frames is for comparing them, and in no sample."""
+
+
 @dataclass(frozen=True, slots=True)
 class Negative:
     """A picture of an individual that is like a subject and is not shown in its clip."""
@@ -131,10 +135,8 @@ def make_sample(
         "caption": {"text": annotation["caption"], "from": annotation["caption_source"], "words": annotation["words"]},
         "subjects": [
             {
-                **_without(subjects[subject_id], "clip_id", "fingerprint", "face_embedding", "image_embedding"),
-                "frames": [
-                    _without(frame, "face_embedding", "image_embedding") for frame in subjects[subject_id]["frames"]
-                ],
+                **_without(subjects[subject_id], *UNTOLD, "clip_id", "content", "fingerprint"),
+                "frames": [_without(frame, *UNTOLD) for frame in subjects[subject_id]["frames"]],
                 "references": [
                     {"file": picture.name, **_without(reference, "subject_id", "fingerprint")}
                     for picture, reference in pairs

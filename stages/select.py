@@ -107,7 +107,7 @@ class ReferenceThresholds(Section):
     )
     """Least context difference per kind; what is not named keeps its default. A re-encoded or brightened copy has up to
     0.02, the next frame 0.006, the start and the end of a clip 0.13, another scene 0.4 (medians on real clips)."""
-    max_copy_risk: dict[Kind, float] = Field({"cross_clip": 0.8, "other_frame": 0.85})
+    max_copy_risk: dict[Kind, float] = Field({"cross_clip": 0.8, "other_frame": 0.85, "moved": 0.8})
     """Largest copy risk per kind; what is not named keeps its default, and the other kinds may be copies: what keeps
     the subject's pixels (`inpainted`, `augmented`, `swapped`) is found in its frames by nature."""
     duplicate_bits: int = Field(2, ge=-1, le=64)

@@ -21,21 +21,18 @@ Specs = Sequence[ReferenceSpec]
 
 @dataclass(frozen=True, slots=True)
 class Painters:
-    """What paints anew, each with its name for the provenance."""
+    """What paints anew."""
 
     inpainter: Inpainter | None = None
-    inpainted_by: str = ""
     editor: Editor | None = None
-    moved_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """A reference's picture, where in it the subject is, and how it was made."""
+    """A reference's picture, and where in it the subject is."""
 
     picture: Image
     mask: Mask
-    method: str
     revealed: float | None = None
 
 
@@ -74,7 +71,7 @@ class SynthesiseStage:
             ],
         )
         return [
-            _Picture(repaint_compose(picture, crop, mask, config), mask, self.painters.inpainted_by)
+            _Picture(repaint_compose(picture, crop, mask, config), mask)
             for picture, (crop, mask) in zip(painted, crops, strict=True)
         ]
 
@@ -91,8 +88,7 @@ class SynthesiseStage:
         pictures = []
         for spec, picture, (_, scene_mask) in zip(specs, filled, scenes, strict=True):
             swapped = swap_compose(picture, scene_mask, *subject_crop(subjects[spec.source_id], spec.frame), config)
-            method = f"swap, {self.painters.inpainted_by}"
-            pictures.append(_Picture(swapped.picture, swapped.mask, method, swapped.revealed))
+            pictures.append(_Picture(swapped.picture, swapped.mask, swapped.revealed))
         return pictures
 
     def _move(self, specs: Specs, subjects: Subjects) -> list[_Picture]:
@@ -109,12 +105,12 @@ class SynthesiseStage:
                 for spec in specs
             ]
         )
-        return [_Picture(picture, foreground(picture), self.painters.moved_by) for picture in pictures]
+        return [_Picture(picture, foreground(picture)) for picture in pictures]
 
     def _augment(self, specs: Specs, subjects: Subjects) -> list[_Picture]:
         config = self.config.augmented
         return [
-            _Picture(*augment(*subject_crop(subjects[spec.source_id], spec.frame), config, _seed(spec)), "augment")
+            _Picture(*augment(*subject_crop(subjects[spec.source_id], spec.frame), config, _seed(spec)))
             for spec in specs
         ]
 
@@ -125,7 +121,7 @@ class SynthesiseStage:
 
 
 def _cut(specs: Specs, subjects: Subjects) -> list[_Picture]:
-    return [_Picture(*_cut_out(spec, subjects), "cut_out") for spec in specs]
+    return [_Picture(*_cut_out(spec, subjects)) for spec in specs]
 
 
 def _cut_out(spec: ReferenceSpec, subjects: Subjects) -> tuple[Image, Mask]:
@@ -153,7 +149,7 @@ def _reference(spec: ReferenceSpec, made: _Picture, source: Subject) -> Referenc
         mask=encode_rle(made.mask),
         width=made.picture.shape[1],
         height=made.picture.shape[0],
-        method=made.method,
+        method=spec.method,
         revealed=made.revealed,
         seed=spec.seed,
         fingerprint=spec.fingerprint,

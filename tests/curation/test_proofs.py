@@ -69,6 +69,21 @@ class TestMeasuredAnew:
         assert after.keys() == proofs.keys()
         assert all(after[key]["fingerprint"] != proofs[key]["fingerprint"] for key in proofs)
 
+    def test_another_embedder_describes_and_measures_anew_and_paints_nothing(
+        self, workspace, configure, videos, curate, table_of
+    ) -> None:
+        pictures, proofs = table_of(workspace, Reference), table_of(workspace, Proof)
+        subjects, version = table_of(workspace, Subject), workspace.table(Reference).version
+        curate(workspace, configure({"models.embedder.strength": 2}), [videos])
+        assert "inpainter" not in calls()
+        assert all(
+            row["fingerprint"] != subjects[key]["fingerprint"] for key, row in table_of(workspace, Subject).items()
+        )
+        assert (table_of(workspace, Reference), workspace.table(Reference).version) == (pictures, version)
+        after = table_of(workspace, Proof)
+        assert after.keys() == proofs.keys()
+        assert all(after[key]["fingerprint"] != proofs[key]["fingerprint"] for key in proofs)
+
     def test_what_is_not_measured_is_told_to_be_unknown(self, workspace, configure, videos, curate, table_of) -> None:
         curate(workspace, configure({"verify": {"rivals": 0, "copies": False, "second_subjects": False}}), [videos])
         for row in table_of(workspace, Proof).values():

@@ -38,6 +38,7 @@ def subject(
     frames: Sequence[Row] = (),
     best: int = 0,
     bits: int = 0,
+    content: str = "shown",
     fingerprint: str = "fp",
     **changes: Any,
 ) -> Row:
@@ -51,6 +52,7 @@ def subject(
         "face": 0.0 if face is None else 0.8,
         "frames": list(frames) or [frame(0), frame(10, bits=2), frame(40, bits=8)],
         "best": best,
+        "content": content,
         "fingerprint": fingerprint,
         "frame_width": 640,
         "frame_height": 480,

@@ -117,6 +117,12 @@ class TestCrossPairs:
     def test_never_two_subjects_of_one_clip(self) -> None:
         assert pairs([subject("a", 0, clip="c"), subject("b", 30, clip="c")], rules()) == []
 
+    def test_of_a_clip_s_subjects_only_the_most_alike_can_be_the_target(self) -> None:
+        # b and c are seen beside each other: if b is a, c is not, however well it would pass.
+        everyone = [subject("a", 0), subject("b", 30, clip="both", bits=1), subject("c", 40, clip="both", bits=9)]
+        assert sources("a", everyone, rules()) == ["b"]
+        assert sources("a", [everyone[0], everyone[2]], rules()) == ["c"]
+
     @pytest.mark.parametrize(
         ("scope", "expected"), [("anywhere", ["c", "b"]), ("same_video", ["b"]), ("other_video", ["c"])]
     )
@@ -277,13 +283,19 @@ class TestCrossPairs:
             made = cross_pairs(crowd(everyone, config, videos, apart=True), videos, count)
             return [(target.subject_id, source.subject_id) for target, source in made]
 
+        def likeness(target: Row, source: Row) -> float:
+            return round(float(np.dot(target["image_embedding"], source["image_embedding"])), 5)
+
+        def alike(target: Row, source: Row) -> bool:
+            return target["word"] == source["word"] and 0.5 <= likeness(target, source) <= 0.95
+
         def fits(target: Row, source: Row) -> bool:
             same = videos[target["clip_id"]] == videos[source["clip_id"]]
-            cosine = round(float(np.dot(target["image_embedding"], source["image_embedding"])), 5)
+            beside = [row for row in everyone if row["clip_id"] == source["clip_id"] and alike(target, row)]
             return (
                 target["clip_id"] != source["clip_id"]
-                and target["word"] == source["word"]
-                and 0.5 <= cosine <= 0.95
+                and source in beside
+                and source == min(beside, key=lambda row: (-likeness(target, row), row["subject_id"]))
                 and (same or scope != "same_video")
                 and (not same or scope != "other_video")
                 and abs((target["phash"] ^ source["phash"]).bit_count()) >= 2

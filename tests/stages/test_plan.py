@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,10 +9,11 @@ import pytest
 from subject_rows import Row, frame, person, rule, subject, videos_of
 
 from stages.pair import Vectors
-from stages.plan import NO_SEED, ReferencesConfig, ReferenceSpec, plan_references
+from stages.plan import NO_SEED, Recipe, ReferencesConfig, ReferenceSpec, plan_references
+from stages.records import KIND_ORDER
 from stages.search import Exact
 
-KINDS = {kind: kind for kind in ("original", "other_frame", "cross_clip", "inpainted", "augmented", "moved", "swapped")}
+KINDS = {kind: Recipe(f"by {kind}", kind) for kind in KIND_ORDER}
 ALL = {kind: {"count": 2} for kind in ("inpainted", "augmented", "moved", "swapped")}
 OFF = {kind: {"count": 0} for kind in ("other_frame", "cross_clip", *ALL)}
 PAIR = [subject("a", 0), subject("b", 30, bits=3)]
@@ -22,9 +23,9 @@ def configured(**raw: Any) -> ReferencesConfig:
     return ReferencesConfig.model_validate({"cross_clip": {"count": 2, "rules": {"object": rule()}}, **raw})
 
 
-def plan(subjects: Iterable[Row], fingerprints: dict[str, str] = KINDS, **raw: Any) -> list[ReferenceSpec]:
+def plan(subjects: Iterable[Row], recipes: Mapping[str, Recipe] = KINDS, **raw: Any) -> list[ReferenceSpec]:
     rows = list(subjects)
-    return plan_references(rows, videos_of(rows), configured(**raw), fingerprints)
+    return plan_references(rows, videos_of(rows), configured(**raw), recipes)
 
 
 def told(specs: Sequence[ReferenceSpec], kind: str) -> list[tuple[str, str, int]]:
@@ -129,12 +130,20 @@ def test_ids_do_not_depend_on_who_else_is_there() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_how_a_kind_is_made_changes_the_ids_of_that_kind(kind: str) -> None:
-    after = plan(PAIR, {**KINDS, kind: "another"}, **ALL)
+    after = plan(PAIR, {**KINDS, kind: Recipe(f"by {kind}", "another")}, **ALL)
     assert changed(plan(PAIR, **ALL), after) == {(kind, "a"), (kind, "b")}
 
 
-def test_a_subject_made_anew_changes_all_that_it_is_part_of() -> None:
-    after = plan([{**PAIR[0], "fingerprint": "another"}, PAIR[1]], **ALL)
+def test_another_description_of_what_is_shown_changes_nothing() -> None:
+    assert plan([{**row, "fingerprint": "another"} for row in PAIR], **ALL) == plan(PAIR, **ALL)
+
+
+def test_the_method_is_that_of_the_kind() -> None:
+    assert {(spec.kind, spec.method) for spec in plan(PAIR, **ALL)} == {(kind, f"by {kind}") for kind in KINDS}
+
+
+def test_a_subject_cut_out_anew_changes_all_that_it_is_part_of() -> None:
+    after = plan([{**PAIR[0], "content": "another"}, PAIR[1]], **ALL)
     # As the source of a pair and as the scene of a swap, too.
     assert changed(plan(PAIR, **ALL), after) == {(kind, "a") for kind in KINDS} | {
         ("cross_clip", "b"),

@@ -230,7 +230,7 @@ def test_copies_are_a_matter_of_the_kind() -> None:
     assert reference_reasons(reference(**copied), REFERENCE) == ["copy"]
     assert reference_reasons(reference(copy_risk=None), REFERENCE) == []
     for kind in KIND_ORDER:
-        expected = ["copy"] if kind in ("cross_clip", "other_frame") else []
+        expected = ["copy"] if kind in ("cross_clip", "other_frame", "moved") else []
         assert reference_reasons(reference(kind=kind, copy_risk=1.0), REFERENCE) == expected
 
 
@@ -240,7 +240,7 @@ def test_by_default_what_keeps_the_subject_s_pixels_may_be_found_in_its_frames()
         for kind in KIND_ORDER
         if "copy" in reference_reasons(reference(kind=kind, copy_risk=1.0), ReferenceThresholds())
     }
-    assert caught == {"cross_clip", "other_frame"}
+    assert caught == {"cross_clip", "other_frame", "moved"}
 
 
 def test_near_copies_are_a_matter_of_the_kind() -> None:

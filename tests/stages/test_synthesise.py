@@ -30,15 +30,13 @@ OTHER = subject("b", Seen(x=60, colour=(30, 40, 220), background=2), Seen(x=100,
 
 
 def spec(kind: str, target: str = "a", source: str | None = None, **changes: Any) -> ReferenceSpec:
-    whole = ReferenceSpec(f"id-{kind}", kind, target, source or target, None, 0, 0, 7, "fp")
+    whole = ReferenceSpec(f"id-{kind}", kind, target, source or target, None, 0, 0, 7, f"by {kind}", "fp")
     return replace(whole, **changes)
 
 
 def stage(**models: Any) -> SynthesiseStage:
     config = models.pop("config", CONFIG)
-    return SynthesiseStage(
-        config, Painters(models.pop("inpainter", Painter()), "paint@1", models.pop("editor", Mover()), "move@1")
-    )
+    return SynthesiseStage(config, Painters(models.pop("inpainter", Painter()), models.pop("editor", Mover())))
 
 
 def make(wanted: ReferenceSpec, *subjects: Subject, **models: Any) -> Reference:
@@ -66,7 +64,7 @@ def test_the_original_is_the_subject_alone_on_white(scale: int) -> None:
     assert np.mean(picture[..., 1] > picture[..., 0].astype(int) + 2) <= (0 if scale == 1 else 0.02)
     assert np.array_equal(picture, cut_out(*subject_crop(ball, 0))[0])
     assert np.array_equal(mask, cut_out(*subject_crop(ball, 0))[1])
-    assert reference.method == "cut_out"
+    assert reference.method == "by original"
 
 
 def test_what_the_spec_says_is_written_down() -> None:
@@ -106,7 +104,7 @@ def test_painting_keeps_the_subject_s_pixels() -> None:
     (request,) = painter.requests
     assert np.array_equal(request.mask, ~mask)
     assert request.prompt == "ball, a beach"
-    assert reference.method == "paint@1"
+    assert reference.method == "by inpainted"
 
 
 def test_every_painting_has_a_seed_of_its_own() -> None:
@@ -125,7 +123,7 @@ def test_a_moved_picture_is_asked_for_with_the_cut_out_and_the_next_prompt() -> 
     assert np.array_equal(mover.requests[0].image, cut_out(*subject_crop(BALL, 0))[0])
     assert [request.prompt for request in mover.requests] == ["a ball that runs", "asleep", "a ball that runs"]
     assert len({request.seed for request in mover.requests}) == 3
-    assert {reference.method for reference in made} == {"move@1"}
+    assert {reference.method for reference in made} == {"by moved"}
 
 
 def test_the_subject_of_a_moved_picture_is_what_stands_on_white() -> None:
@@ -148,7 +146,7 @@ def test_an_augmented_picture_is_the_subject_on_white_and_another_one_for_each_s
     # White but for its soft edge.
     assert (picture[~mask] == 255).mean() > 0.75
     assert picture[mask][:, 0].mean() > 2 * picture[mask][:, 1].mean()
-    assert made[0].method == "augment"
+    assert made[0].method == "by augmented"
     # The seed belongs to the subject, too.
     same = make(spec("augmented", "c", seed=1), replace(BALL, subject_id="c"), config=config)
     assert same.image != made[0].image
@@ -191,7 +189,7 @@ def test_a_swapped_picture_shows_the_subject_in_the_scene_in_place_of_the_one_th
     assert picture[mask][:, 0].mean() > 2 * picture[mask][:, 2].mean()
     far = ~request.mask & ~mask
     assert np.abs(picture[far].astype(int) - crop[far]).mean() < 1
-    assert reference.method == "swap, paint@1"
+    assert reference.method == "by swapped"
     assert reference.revealed == pytest.approx((request.mask & ~mask).mean())
     assert make(spec("inpainted"), BALL).revealed is None
 
