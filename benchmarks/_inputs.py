@@ -216,6 +216,7 @@ def _subject(clip: Clip, picture: bytes, random: np.random.Generator) -> Subject
         phash=frame.phash,
         shape=frame.shape,
         surroundings=frame.surroundings,
+        content=clip.clip_id,
         fingerprint=PLANTED,
     )
 

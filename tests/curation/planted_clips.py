@@ -208,6 +208,13 @@ class Faithful(Impostor):
         return cv2.remap(image, across + swing.astype(np.float32), down, cv2.INTER_LINEAR, borderValue=(255, 255, 255))
 
 
+class Mirroring(Impostor):
+    """An editor that shows the same the other way round."""
+
+    def _edited(self, image: Image) -> Image:
+        return mirrored(image)
+
+
 class Lazy(Impostor):
     """An editor that gives back what it was given."""
 

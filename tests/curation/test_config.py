@@ -290,8 +290,10 @@ class TestFingerprints:
                 "split": Split(config, workspace).fingerprint,
                 "score": annotate.score_fingerprint,
                 "annotate": annotate.fingerprint,
-                "copied": fingerprint(*(references.fingerprints[kind] for kind in KIND_ORDER if kind not in PAINTED)),
-                **{kind: references.fingerprints[kind] for kind in PAINTED},
+                "copied": fingerprint(
+                    *(references.recipes[kind].fingerprint for kind in KIND_ORDER if kind not in PAINTED)
+                ),
+                **{kind: references.recipes[kind].fingerprint for kind in PAINTED},
                 "verify": Verify(config, workspace).fingerprint,
                 "encode": Encode(config, workspace).fingerprint,
             }

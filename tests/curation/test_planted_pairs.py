@@ -171,6 +171,9 @@ class TestLookAlikes:
         assert judged.reasons()["both cup", "alone cup"] == ["like_another"]
         assert judged.reasons()["both cup 1", "alone cup"] == []
         assert judged.names()[rows["both cup", "alone cup"]["rival_subject_id"]] == "both cup 1"
+        # Of the two, only the more alike one can be the one that is alone.
+        assert judged.reasons()["alone cup", "both cup 1"] == []
+        assert ("alone cup", "both cup") not in rows
         # Nor are the two one another's references.
         assert not {("both cup", "both cup 1"), ("both cup 1", "both cup")} & rows.keys()
 
@@ -179,7 +182,7 @@ class TestLookAlikes:
 def marked_faces():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.BACKENDS["faces"], "marked", "planted_clips:MarkedFaces")
-        for name in ("Impostor", "Faithful", "Lazy"):
+        for name in ("Impostor", "Faithful", "Mirroring", "Lazy"):
             patch.setitem(registry.BACKENDS["editor"], name.lower(), f"planted_clips:{name}")
         yield
 
@@ -231,7 +234,12 @@ class TestPeople:
 
     @pytest.mark.parametrize(
         ("editor", "reasons"),
-        [("faithful", []), ("impostor", ["other_identity", "like_another"]), ("lazy", ["near_copy"])],
+        [
+            ("faithful", []),
+            ("impostor", ["other_identity", "like_another", "copy"]),
+            ("mirroring", ["copy"]),
+            ("lazy", ["near_copy", "copy"]),
+        ],
     )
     def test_a_painter_is_believed_only_what_its_pictures_show(self, people, tmp_path, editor, reasons) -> None:
         judged = people(

@@ -158,6 +158,7 @@ def subject(name: str, number: int, mask: np.ndarray, *, word: str = "panda", ti
         phash=0,
         shape=0,
         surroundings=[0.0] * 24,
+        content="drawn",
         fingerprint="f",
     )
 
