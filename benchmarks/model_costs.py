@@ -6,7 +6,7 @@ convolutions that one item takes at the size that the pipeline gives it; one mul
 operations. What is not among those products (norms, activations, sampling at points) is not counted, and attention that
 may look back only is counted as if it looked both ways.
 
-With --write, models/costs.yaml is written anew.
+With --write, models/weights/costs.yaml is written anew.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from models.flux_redux import FluxRedux
 from models.qwen_image_edit import QwenImageEdit
 from models.qwen_vl import QwenVL
 
-COSTS = Path(__file__).resolve().parents[1] / "models" / "costs.yaml"
+COSTS = Path(__file__).resolve().parents[1] / "models" / "weights" / "costs.yaml"
 SUSTAINED = 400e12
 """Operations a second that are taken for reached: 40 % of the 989e12 that an H100 could do at best in bf16."""
 
@@ -550,13 +550,13 @@ NETWORKS: dict[str, Callable[[], Count]] = {
 
 
 def entry(found: Count) -> dict[str, str | float]:
-    """What ``models/costs.yaml`` says of a network: ``tflop`` and ``following`` in 1e12 operations, ``gb`` in bf16."""
+    """What the file of costs says of a network: ``tflop`` and ``following`` in 1e12 operations, ``gb`` in bf16."""
     numbers = {"tflop": found.flops / 1e12, "gb": 2 * found.parameters / 1e9, "following": found.following / 1e12}
     return {"per": found.per, **{name: float(f"{number:.3g}") for name, number in numbers.items() if number}}
 
 
 def write(counts: dict[str, Count]) -> None:
-    """Write ``models/costs.yaml`` anew."""
+    """Write ``models/weights/costs.yaml`` anew."""
     lines = []
     for repository, found in counts.items():
         fields = ", ".join(f"{name}: {value}" for name, value in entry(found).items())
@@ -572,7 +572,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("repositories", nargs="*", metavar="REPOSITORY", help="count these only")
-    parser.add_argument("--write", action="store_true", help="write models/costs.yaml anew; needs all of them")
+    parser.add_argument("--write", action="store_true", help="write models/weights/costs.yaml anew; needs all of them")
     options = parser.parse_args()
     if unknown := set(options.repositories) - set(NETWORKS):
         parser.error(f"no such network: {', '.join(sorted(unknown))}; known: {', '.join(NETWORKS)}")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from _measure import show, show_machine, silent
 
-from curation.calibrate import Finding, propose
+from curation.calibration.bounds import Finding, propose
 from curation.config import Config, load_config
 from curation.engine import SerialExecutor, run_steps
 from curation.workspace import Workspace

@@ -165,8 +165,8 @@ def _select(options: argparse.Namespace) -> int:
 def _calibrate(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from curation.calibrate import propose, show
-    from curation.calibration_plot import draw
+    from curation.calibration.bounds import propose, show
+    from curation.calibration.plot import draw
     from curation.workspace import Workspace
 
     if not 0 < options.far < 0.5:
@@ -189,8 +189,8 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _sheet(options: argparse.Namespace) -> int:
-    from curation.proof_sheet import draw_proofs
-    from curation.sheet import draw_sheet
+    from curation.sheets.proofs import draw_proofs
+    from curation.sheets.samples import draw_sheet
     from curation.workspace import Workspace
 
     if options.proofs is not None:

@@ -17,9 +17,9 @@ from curation.config import Config, OperatorConfig
 from curation.engine import STEPS, make_step
 from curation.weights import bytes_of
 from curation.workspace import Workspace
-from models.catalogue import repository_entry
-from models.costs import Cost, cost_of
 from models.registry import BackendConfig, MissingWeightsError, missing_weights
+from models.weights.catalogue import repository_entry
+from models.weights.costs import Cost, cost_of
 
 GPU_TFLOPS = 400.0
 """Rate at which costs are turned into time: 40 % of an H100's 989 TFLOP/s in bf16."""

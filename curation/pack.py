@@ -42,7 +42,7 @@ from curation.steps import (
     videos_of,
 )
 from curation.workspace import Workspace
-from models.stored import provenance
+from models.weights.stored import provenance
 from stages.mixture import Known, mix
 from stages.records import Annotation, Clip, Encoding, Proof, Record, Reference, Score, Source, Subject
 from stages.sample import Sample, SamplePlan, make_sample, plan_samples, split_by_identity, told_of_source

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from curation.config import ModelsConfig
 from curation.stats import literal
-from models.catalogue import UNKNOWN, Entry, Terms, own_files, place, repositories, repository_entry, terms
 from models.errors import UserError
 from models.registry import BackendConfig, Repository
-from models.stored import State, installed, read_records, standing
+from models.weights.catalogue import UNKNOWN, Entry, Terms, own_files, place, repositories, repository_entry, terms
+from models.weights.stored import State, installed, read_records, standing
 
 PRESENT, INSTALLED, NONE = "present", "installed", "-"
 BAD: set[str] = {State.MISSING, State.CHANGED}
@@ -43,7 +43,7 @@ class Row:
     size: str
     where: str
     state: str
-    """One of :class:`models.stored.State`, or `present`, `installed`, `-` where nothing can be compared."""
+    """One of :class:`models.weights.stored.State`, or `present`, `installed`, `-` where nothing can be compared."""
     detail: str = ""
 
 
@@ -98,7 +98,7 @@ def fetch_weights(
     Raises:
         UserError: if the lock file cannot be read, or two backends want one repository at different revisions.
     """
-    from models.hub import fetch, locked_as, merged, read_lock, write_lock
+    from models.weights.hub import fetch, locked_as, merged, read_lock, write_lock
 
     _quiet_unless_terminal()
     locks = read_lock(lock) if lock is not None else {}

@@ -29,7 +29,7 @@ class FluxRedux(DiffusionEditor):
         base: str = "black-forest-labs/FLUX.1-dev"
         """The network that paints: folder under `models.root`; on the model hub, the repository to fetch it from."""
         base_revision: str | None = None
-        """Commit, branch or tag of `base` to fetch; null is the one that `models/catalogue.yaml` pins."""
+        """Commit, branch or tag of `base` to fetch; null is the one that `models/weights/catalogue.yaml` pins."""
         likeness: float = Field(1.0, ge=0)
         """Factor of the picture's tokens: below 1, the prompt has more to say."""
         guidance: float = Field(2.5, ge=0)

@@ -37,7 +37,7 @@ class Lama:
         """The network in it: `image` of shape 1x3xHxW in [0, 1] and `mask` of shape 1x1xHxW, 1 where to paint, to a
         picture of shape 1x3xHxW in [0, 255]. H and W may be fixed or free."""
         revision: str | None = None
-        """Commit, branch or tag to fetch; null is the one that `models/catalogue.yaml` pins."""
+        """Commit, branch or tag to fetch; null is the one that `models/weights/catalogue.yaml` pins."""
 
         def weights(self, root: Path) -> list[Path]:
             """The network."""

@@ -84,7 +84,7 @@ class Repository:
     files: tuple[str, ...]
     """Patterns of the files that the backend reads, such as ``*.json``."""
     revision: str | None = None
-    """A commit, branch or tag; nothing for the one that `models/catalogue.yaml` pins."""
+    """A commit, branch or tag; nothing for the one that `models/weights/catalogue.yaml` pins."""
     folder: str | None = None
     """Folder under ``models.root``; nothing for the one of the repository's name."""
 

@@ -32,7 +32,7 @@ class HubConfig(TorchConfig):
     model: str
     """Folder under `models.root`; on the model hub, the name of the repository to fetch it from."""
     revision: str | None = None
-    """Commit, branch or tag to fetch; null is the one that `models/catalogue.yaml` pins."""
+    """Commit, branch or tag to fetch; null is the one that `models/weights/catalogue.yaml` pins."""
 
     def weights(self, root: Path) -> list[Path]:
         """The repository's folder."""

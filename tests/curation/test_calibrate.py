@@ -13,10 +13,10 @@ import yaml
 from rich.console import Console
 
 from curation import calibrate
-from curation.calibrate import NothingToCalibrateError, Proposal, propose, show, snippet
-from curation.calibration_plot import draw
-from curation.labelled_pairs import LabelError
-from curation.seen_pairs import different_across, read_tracked, tracked_different, tracked_same
+from curation.calibration.bounds import NothingToCalibrateError, Proposal, propose, show, snippet
+from curation.calibration.labelled_pairs import LabelError
+from curation.calibration.plot import draw
+from curation.calibration.seen_pairs import different_across, read_tracked, tracked_different, tracked_same
 from curation.workspace import Workspace
 from stages.pair import CrossClipConfig
 from stages.picture import encode_png

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from curation.labelled_pairs import LabelError, LabelledPair, read_pairs
+from curation.calibration.labelled_pairs import LabelError, LabelledPair, read_pairs
 
 KNOWN = {"p1": "person", "p2": "person", "p3": "person", "d1": "animal"}
 

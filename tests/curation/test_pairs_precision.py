@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from curation.calibrate import propose
+from curation.calibration.bounds import propose
 from curation.config import Config, load_config
 from curation.engine import SerialExecutor, run_steps
 from curation.progress import Progress

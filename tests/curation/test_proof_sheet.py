@@ -9,10 +9,10 @@ from PIL import Image as PILImage
 
 from curation.config import Config
 from curation.engine import StepReport
-from curation.proof_sheet import GREEN, SIDE, UnknownKindError, draw_proofs
-from curation.sheet import NothingToDrawError
+from curation.sheets.proofs import GREEN, SIDE, UnknownKindError, draw_proofs
+from curation.sheets.samples import NothingToDrawError
+from curation.sheets.tiles import BORDER, RED
 from curation.steps import kept_ids, proved_references
-from curation.tiles import BORDER, RED
 from curation.workspace import Workspace
 
 

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PILImage
 
-from curation import sheet, tiles
-from curation.sheet import (
+from curation.sheets import samples as sheet
+from curation.sheets import tiles
+from curation.sheets.samples import (
     ABOUT,
     DETAILS,
     GAP,

@@ -6,7 +6,10 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from models.catalogue import (
+from models.rapid_ocr import RapidOCR
+from models.registry import BACKENDS, BackendConfig, Repository, backend_class, backend_config
+from models.transnetv2 import TransNetV2
+from models.weights.catalogue import (
     Entry,
     Terms,
     _catalogue,
@@ -17,10 +20,7 @@ from models.catalogue import (
     repository_entry,
     terms,
 )
-from models.rapid_ocr import RapidOCR
-from models.registry import BACKENDS, BackendConfig, Repository, backend_class, backend_config
-from models.stored import provenance
-from models.transnetv2 import TransNetV2
+from models.weights.stored import provenance
 from models.yolox import Yolox
 
 REPOSITORIES = sorted(_catalogue().repositories)
@@ -73,7 +73,7 @@ def test_no_two_repositories_have_the_same_commit() -> None:
 
 
 def test_every_pinned_commit_says_where_it_was_seen() -> None:
-    text = (Path(__file__).parents[2] / "models" / "catalogue.yaml").read_text()
+    text = (Path(__file__).parents[2] / "models" / "weights" / "catalogue.yaml").read_text()
     pinned = [line for line in text.splitlines() if line.strip().startswith("revision:")]
     assert all(re.fullmatch(r" +revision: [0-9a-f]{40}  # \w.+", line) for line in pinned)
 

@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from models.catalogue import repositories, repository_entry
-from models.costs import Cost, _costs, cost_of
 from models.registry import BACKENDS, backend_class
+from models.weights.catalogue import repositories, repository_entry
+from models.weights.costs import Cost, _costs, cost_of
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -171,5 +171,5 @@ def test_file_is_written_as_it_is_read(benchmark, monkeypatch, tmp_path):
 
 
 def test_costs_are_read_without_heavy_libraries():
-    code = "import sys, models.costs; models.costs.cost_of('a/b'); sys.exit('torch' in sys.modules)"
+    code = "import sys, models.weights.costs; models.weights.costs.cost_of('a/b'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,7 +17,7 @@ from models.diffusion import WIDEST, margins, on_white, same_size, working_size
 from models.pretrained import UnusableWeightsError
 from models.protocols import EditRequest, FillRequest
 from models.registry import MissingWeightsError, backend_config, build, fingerprint
-from models.stored import fits
+from models.weights.stored import fits
 
 TASKS = {
     "flux_fill": "inpainter",

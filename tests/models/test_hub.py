@@ -13,12 +13,12 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import catalogue
-from models import hub as hub_module
 from models.errors import UserError
-from models.hub import HubError, Locked, fetch, locked_as, merged, read_lock, write_lock
 from models.registry import RECORD, BackendConfig, Repository, fingerprint
-from models.stored import State, provenance, read_records, standing
+from models.weights import catalogue
+from models.weights import hub as hub_module
+from models.weights.hub import HubError, Locked, fetch, locked_as, merged, read_lock, write_lock
+from models.weights.stored import State, provenance, read_records, standing
 
 NAME = "someone/network"
 FILES = {

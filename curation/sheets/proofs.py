@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from curation.sheet import NothingToDrawError, header
-from curation.steps import kept_ids, proved_references
-from curation.tiles import (
+from curation.sheets.samples import NothingToDrawError, header
+from curation.sheets.tiles import (
     BORDER,
     CELL_GAP,
     GREY,
@@ -30,6 +29,7 @@ from curation.tiles import (
     thumbnail,
     with_masks,
 )
+from curation.steps import kept_ids, proved_references
 from curation.workspace import Workspace, among
 from models.errors import UserError
 from stages.picture import subject_crop

@@ -15,9 +15,7 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 
 from curation.shards import read_manifest
-from curation.stats import stand_ins
-from curation.steps import clips_with_references, kept_ids, proved_references
-from curation.tiles import (
+from curation.sheets.tiles import (
     ABOUT,
     AMBER,
     BORDER,
@@ -53,6 +51,8 @@ from curation.tiles import (
     thumbnail,
     with_masks,
 )
+from curation.stats import stand_ins
+from curation.steps import clips_with_references, kept_ids, proved_references
 from curation.workspace import Workspace, among
 from models.errors import UserError
 from models.protocols import Image, Mask

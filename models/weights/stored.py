@@ -18,9 +18,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from models.catalogue import COMMIT, UNKNOWN, Terms, own_files, place, repositories, terms
 from models.errors import UserError
 from models.registry import RECORD, BackendConfig, Repository
+from models.weights.catalogue import COMMIT, UNKNOWN, Terms, own_files, place, repositories, terms
 
 WEIGHTS = (".safetensors", ".onnx", ".pth", ".pt", ".bin")
 """Endings of files of weights."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from curation.calibrate import Finding, Proposal
+from curation.calibration.bounds import Finding, Proposal
 from stages.calibration import Pairs, Tail
 
 SAME, DIFFERENT = "tab:green", "tab:red"

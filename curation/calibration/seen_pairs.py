@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from curation.labelled_pairs import LabelledPair
+from curation.calibration.labelled_pairs import LabelledPair
 from curation.workspace import Workspace
 from stages.calibration import Pairs
 from stages.records import Clip, Subject, Verdict

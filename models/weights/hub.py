@@ -19,10 +19,20 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from models.catalogue import COMMIT, place, repository_entry
 from models.errors import UserError
 from models.registry import RECORD, Repository
-from models.stored import Record, StoredFile, faults, fits, read_records, replace_text, sha256_of, unmet, write_record
+from models.weights.catalogue import COMMIT, place, repository_entry
+from models.weights.stored import (
+    Record,
+    StoredFile,
+    faults,
+    fits,
+    read_records,
+    replace_text,
+    sha256_of,
+    unmet,
+    write_record,
+)
 
 FETCHING = ".fetching"
 """Folder under ``models.root`` for what is under way."""

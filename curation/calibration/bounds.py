@@ -13,8 +13,8 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from curation.labelled_pairs import LabelledPair, read_pairs
-from curation.seen_pairs import (
+from curation.calibration.labelled_pairs import LabelledPair, read_pairs
+from curation.calibration.seen_pairs import (
     EMBEDDINGS,
     By,
     Tracked,
@@ -116,8 +116,8 @@ def propose(workspace: Workspace, labels: Path | None, rate: float, *, across: b
 
     Args:
         workspace: curated at least until `select`.
-        labels: a file of labelled pairs; see :mod:`curation.labelled_pairs`. Its pairs are added, and are right
-            where the tracks say otherwise; enough same pairs of a category take the place of those of the tracks.
+        labels: a file of labelled pairs; see :mod:`curation.calibration.labelled_pairs`. Its pairs are added, and are
+            right where the tracks say otherwise; enough same pairs of a category take the place of those of the tracks.
         rate: the false-accept rate of the bounds.
         across: whether subjects of different videos are different individuals.
 
