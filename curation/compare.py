@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from curation.measured import MEASURES, medians
 from curation.shards import read_manifest
 from curation.stats import Level, collect, literal
 from curation.workspace import Workspace
-from stages.records import RECORDS, Reference, Verdict
-
-MEASURES = ("identity_similarity", "rival_similarity", "context_difference", "copy_risk")
-"""Of accepted references; those that a table has a column for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,20 +145,11 @@ def _shares(mixture: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _medians(workspace: Workspace) -> dict[str, float]:
-    accepted = {row["id"] for row in workspace.rows(Verdict, ["id"], where="kind = 'reference' AND keep")}
-    kinds = {
-        row["reference_id"]: row["kind"]
-        for row in workspace.rows(Reference, ["reference_id", "kind"])
-        if row["reference_id"] in accepted
+    return {
+        f"{kind}: {MEASURES[name]}": value
+        for kind, measures in medians(workspace).items()
+        for name, value in measures.items()
     }
-    values: dict[str, list[float]] = defaultdict(list)
-    for record in RECORDS.values():
-        there = [name for name in MEASURES if record.key == Reference.key and name in record.schema().names]
-        for row in workspace.rows(record, [record.key, *there]) if there else ():
-            for name in there:
-                if row[record.key] in kinds and row[name] is not None:
-                    values[f"{kinds[row[record.key]]}: {name.replace('_', ' ')}"].append(row[name])
-    return {name: median(values[name]) for name in sorted(values)}
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -356,7 +356,7 @@ def _shot_frames(shot: Shot, video: Video, count: int) -> Iterator[Picture]:
     stage = _stage(shot, video.size)
     sprites = [_sprite(actor, video.size[1]) for actor in shot.actors]
     poses = [
-        _poses(sprite, f"{video.name} {shot.background} {actor.subject}")
+        _poses(sprite, f"{video.name} {shot.background} {actor.subject}", moves=actor.start != actor.end)
         for actor, sprite in zip(shot.actors, sprites, strict=True)
     ]
     finish = _finish(shot)
@@ -455,8 +455,10 @@ def _relit(picture: Picture, factors: Colour, lift: Colour = (0.0, 0.0, 0.0)) ->
     return relit
 
 
-def _poses(sprite: Picture, name: str) -> tuple[Field, Field]:
+def _poses(sprite: Picture, name: str, *, moves: bool) -> tuple[Field, Field]:
     """How a sprite is bent at the start and at the end of a shot: smooth fields that follow from the name.
+
+    What does not move is bent alike throughout.
 
     A photograph that is only moved is the same picture wherever it goes, and every reference of it a copy. Bent, it
     stands in for a subject that moves.
@@ -474,7 +476,7 @@ def _poses(sprite: Picture, name: str) -> tuple[Field, Field]:
                 way = across * cos(turn) + down * sin(turn)
                 field[..., axis] += np.sin(2 * pi * random.uniform(*WAVES_ACROSS) * way + phase)
         fields.append(field * (BEND * max(height, width) / WAVES))
-    return fields[0], fields[1]
+    return fields[0], fields[int(moves)]
 
 
 def _bent(sprite: Picture, field: Field) -> Picture:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from curation.measured import MEASURES, medians
 from curation.shards import read_index, read_manifest
 from curation.workspace import Workspace
 from stages.records import Annotation, Clip, Failure, Record, Reference, Source, Subject, Verdict
@@ -50,6 +51,8 @@ class Stats:
     shards: list[dict[str, Any]]
     licences: Counter[str]
     """Videos by licence."""
+    medians: dict[str, dict[str, float]]
+    """What was measured of accepted references, by kind."""
     failures: int
     stand_ins: list[str]
     mixture: dict[str, Any]
@@ -100,6 +103,7 @@ def collect(workspace: Workspace) -> Stats:
         },
         shards=manifest.get("shards", []),
         licences=Counter(row["licence"] or "not stated" for row in videos.values()),
+        medians=medians(workspace),
         failures=len(failures),
         stand_ins=stand_ins(manifest),
         mixture=manifest.get("mixture", {}),
@@ -118,6 +122,7 @@ def show(stats: Stats, workspace: Workspace, console: Console) -> None:
     for level in stats.kinds:
         table.add_row(*_cells(Level(f"  {level.name}", level.found, level.kept, level.reasons)), style="dim")
     console.print(table)
+    _show_medians(stats.medians, console)
     _show_mixture(stats.mixture, console)
     if stats.shards:
         total = sum(shard["bytes"] for shard in stats.shards)
@@ -139,6 +144,17 @@ def show(stats: Stats, workspace: Workspace, console: Console) -> None:
             style="red",
             soft_wrap=True,
         )
+
+
+def _show_medians(found: dict[str, dict[str, float]], console: Console) -> None:
+    if not found:
+        return
+    table = Table("medians of those kept", *MEASURES.values())
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for kind, measures in found.items():
+        table.add_row(kind, *(f"{measures[name]:.2f}" if name in measures else "" for name in MEASURES))
+    console.print(table)
 
 
 def show_failures(workspace: Workspace, console: Console) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from curation import calibrate
+from curation.calibration import bounds
 from curation.calibration.bounds import NothingToCalibrateError, Proposal, propose, show, snippet
 from curation.calibration.labelled_pairs import LabelError
 from curation.calibration.plot import draw
@@ -34,7 +34,7 @@ LEFT, RIGHT = [10.0, 10.0, 60.0, 90.0], [80.0, 10.0, 130.0, 90.0]
 @pytest.fixture(autouse=True)
 def few_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     """One crop shows as much of the command as two hundred do."""
-    monkeypatch.setattr(calibrate, "CROPS", 2)
+    monkeypatch.setattr(bounds, "CROPS", 2)
 
 
 @pytest.fixture

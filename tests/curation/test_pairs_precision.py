@@ -6,6 +6,8 @@ import io
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,12 +16,13 @@ from curation.calibration.bounds import propose
 from curation.config import Config, load_config
 from curation.engine import SerialExecutor, run_steps
 from curation.progress import Progress
+from curation.steps import proved_references
 from curation.vectors import compared_subjects
 from curation.workspace import Workspace
 from stages.config import CONFIG_FOLDER
 from stages.ingest import list_inputs
 from stages.pair import Crowd, Individual, cross_pairs, same_subjects
-from stages.records import Clip, Source, Subject
+from stages.records import Clip, Source, Subject, Verdict
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SIGNS = {
@@ -29,7 +32,8 @@ SIGNS = {
 }
 FAST = (
     *("models.shots=null", "split.by=stride", "models.text=null", "models.segmenter={backend: grabcut}"),
-    *("annotate.look.keyframes=3", "annotate.look.max_side=480", "select.clip.off=true"),
+    *("annotate.look.keyframes=3", "annotate.look.max_side=480", "select.clip.off=true", "select.subject.off=true"),
+    *("references.other_frame.count=0", "references.augmented.count=0"),
 )
 
 
@@ -69,6 +73,15 @@ def signers(tmp_path_factory: pytest.TempPathFactory) -> Signers:
     return Signers(workspace, config, people)
 
 
+@pytest.fixture(scope="module")
+def pictured(signers: Signers) -> list[dict[str, Any]]:
+    """Their references, with what was measured of each."""
+    progress = Progress(Console(file=io.StringIO()))
+    run_steps(("references", "verify"), signers.config, signers.workspace, SerialExecutor(), progress)
+    verdicts = {verdict.id: verdict.keep for verdict in signers.workspace.records(Verdict)}
+    return [{**row, "keep": verdicts[row["reference_id"]]} for row in proved_references(signers.workspace)]
+
+
 def true_pairs(people: dict[str, str]) -> set[frozenset[str]]:
     return {frozenset(pair) for pair in combinations(people, 2) if people[pair[0]] == people[pair[1]]}
 
@@ -103,3 +116,25 @@ class TestCalibratedBounds:
         true = true_pairs(signers.person_of) & {frozenset(pair) for pair in pairs[1::2]}
         assert taken <= true
         assert len(taken) >= 0.8 * len(true)
+
+
+class TestPaintedPictures:
+    def test_of_another_background_keep_every_pixel_of_the_person(self, pictured) -> None:
+        painted = [row for row in pictured if row["kind"] == "inpainted" and row["keep"]]
+        assert len(painted) >= 6
+        for row in painted:
+            assert row["subject_change"] == 0
+            assert row["background_change"] >= 0.5
+            assert row["identity_by"] == "face"
+        assert median(row["identity_similarity"] for row in painted) >= 0.8
+
+    def test_in_another_s_place_show_the_one_and_not_the_other(self, pictured, signers) -> None:
+        swapped = [row for row in pictured if row["kind"] == "swapped" and row["keep"]]
+        assert len(swapped) >= 6
+        assert any(
+            signers.person_of[row["scene_subject_id"]] != signers.person_of[row["subject_id"]] for row in swapped
+        )
+        assert median(row["identity_similarity"] for row in swapped) >= 0.75
+        assert median(row["identity_similarity"] - row["rival_similarity"] for row in swapped) >= 0.2
+        assert max(row["revealed"] for row in swapped) <= 0.15
+        assert max(row["halo"] for row in swapped) <= 0.1

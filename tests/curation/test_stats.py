@@ -10,8 +10,9 @@ from rich.console import Console
 
 from curation.progress import Progress
 from curation.stats import Level, collect, show, show_failures
+from curation.steps import proved_references
 from curation.workspace import Workspace
-from stages.records import Failure
+from stages.records import Failure, Verdict
 
 HOSTILE = ["[red]", "[/red]", "[bold]x[/]", "[/]", "\\[red]", "a\\", "[link=file:///etc]x", ":warning:", "[[", "]"]
 
@@ -52,6 +53,22 @@ class TestCollect:
     def test_kinds(self, workspace) -> None:
         kinds = {level.name: level.found for level in collect(workspace).kinds}
         assert kinds == {"original": 5, "other_frame": 10, "cross_clip": 6, "inpainted": 5}
+
+    def test_medians_are_those_of_what_passed(self, workspace) -> None:
+        found = collect(workspace).medians
+        assert list(found) == ["original", "other_frame", "cross_clip", "inpainted"]
+        of_kind = [row for row in proved_references(workspace) if row["kind"] == "cross_clip"]
+        middle = sorted(row["context_difference"] for row in of_kind)[len(of_kind) // 2]
+        assert found["cross_clip"]["context_difference"] == pytest.approx(middle, rel=0.2)
+        assert "copy_risk" not in found["original"]
+        (header,) = [
+            line
+            for line in plain(printed(show, collect(workspace), workspace)).splitlines()
+            if "medians of those kept" in line
+        ]
+        assert header.index("identity") < header.index("difference") < header.index("copy risk")
+        workspace.replace(Verdict, [])
+        assert collect(workspace).medians == {}
 
     def test_every_loss_has_a_reason(self, levels) -> None:
         for level in levels.values():
