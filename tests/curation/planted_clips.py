@@ -89,7 +89,8 @@ def film(cast: Sequence[Role], background: str, *, tint: demo.Colour = (1.0, 1.0
     stage = demo._stage(shot, (WIDTH, HEIGHT))
     sprites = [_resized(player) for player in cast]
     poses = [
-        demo._poses(sprite, player.bend) if player.bend else None for sprite, player in zip(sprites, cast, strict=True)
+        demo._poses(sprite, player.bend, moves=True) if player.bend else None
+        for sprite, player in zip(sprites, cast, strict=True)
     ]
     moments = []
     for number in range(FRAMES):
