@@ -10,10 +10,10 @@ from stages.records import KIND_ORDER, Proof, Reference, Verdict
 
 MEASURES = {
     "identity_similarity": "identity",
-    "rival_similarity": "nearest other",
+    "rival_similarity": "other",
     "context_difference": "difference",
-    "copy_risk": "copy risk",
-    "background_change": "new background",
+    "copy_risk": "copy",
+    "background_change": "new",
     "halo": "halo",
 }
 """Columns of `proofs`, and what a table calls them."""

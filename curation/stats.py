@@ -140,7 +140,9 @@ def show(stats: Stats, workspace: Workspace, console: Console) -> None:
         console.print(f"stand-in: {text}", style="yellow")
     if stats.failures:
         console.print(
-            literal(f"{stats.failures} failures: `s2v failures --workspace {workspace.uri}`"),
+            literal(
+                f"{stats.failures} {'failure' if stats.failures == 1 else 'failures'}: `s2v failures --workspace {workspace.uri}`"
+            ),
             style="red",
             soft_wrap=True,
         )
@@ -149,7 +151,8 @@ def show(stats: Stats, workspace: Workspace, console: Console) -> None:
 def _show_medians(found: dict[str, dict[str, float]], console: Console) -> None:
     if not found:
         return
-    table = Table("medians of those kept", *MEASURES.values())
+    table = Table("medians", *MEASURES.values())
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for kind, measures in found.items():

@@ -64,9 +64,9 @@ class TestCollect:
         (header,) = [
             line
             for line in plain(printed(show, collect(workspace), workspace)).splitlines()
-            if "medians of those kept" in line
+            if line.startswith("┃ medians ")
         ]
-        assert header.index("identity") < header.index("difference") < header.index("copy risk")
+        assert header.index("identity") < header.index("difference") < header.index("copy")
         workspace.replace(Verdict, [])
         assert collect(workspace).medians == {}
 
@@ -113,7 +113,7 @@ class TestCollect:
 class TestShow:
     def test_tells_the_funnel(self, workspace) -> None:
         text = plain(printed(show, collect(workspace), workspace))
-        for part in ("dark 1", "UnreadableVideo 1", "cross_clip", "4 samples", "1 failures", "s2v failures"):
+        for part in ("dark 1", "UnreadableVideo 1", "cross_clip", "4 samples", "1 failure:", "s2v failures"):
             assert part in text
         for shard in collect(workspace).shards:
             assert workspace.path("shards", shard["file"]) in text
