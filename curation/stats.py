@@ -139,13 +139,8 @@ def show(stats: Stats, workspace: Workspace, console: Console) -> None:
     for text in stats.stand_ins:
         console.print(f"stand-in: {text}", style="yellow")
     if stats.failures:
-        console.print(
-            literal(
-                f"{stats.failures} {'failure' if stats.failures == 1 else 'failures'}: `s2v failures --workspace {workspace.uri}`"
-            ),
-            style="red",
-            soft_wrap=True,
-        )
+        told = "1 failure" if stats.failures == 1 else f"{stats.failures} failures"
+        console.print(literal(f"{told}: `s2v failures --workspace {workspace.uri}`"), style="red", soft_wrap=True)
 
 
 def _show_medians(found: dict[str, dict[str, float]], console: Console) -> None:
