@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.protocols import Image, Mask
-from stages.measure import area, centred, perceptual_hash
+from stages.measure import area, centred, lab, perceptual_hash
 from stages.records import SubjectFrame
 
 _GRID = 8
@@ -114,15 +114,13 @@ def surroundings(picture: Image, mask: Mask) -> list[float]:
     all, everything is 0.
     """
     size = (16 * _PLACES, 16 * _PLACES)
-    lab = cv2.cvtColor(
-        cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255, cv2.COLOR_RGB2LAB
-    )
+    small = lab(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
     weight = cv2.resize((~mask).astype(np.float32), size, interpolation=cv2.INTER_AREA)
     weight *= weight > 0.99  # What lies on the edge is mixed with the subject's colours.
     if not weight.any():
         return [0.0] * (3 * (_PLACES**2 - 1))
-    mean = (lab * weight[..., None]).sum(axis=(0, 1)) / weight.sum()
-    sums = cv2.resize(lab * weight[..., None], (_PLACES, _PLACES), interpolation=cv2.INTER_AREA)
+    mean = (small * weight[..., None]).sum(axis=(0, 1)) / weight.sum()
+    sums = cv2.resize(small * weight[..., None], (_PLACES, _PLACES), interpolation=cv2.INTER_AREA)
     shares = cv2.resize(weight, (_PLACES, _PLACES), interpolation=cv2.INTER_AREA)[..., None]
     colours = np.where(shares > 0.02, sums / np.maximum(shares, 1e-6), mean).reshape(-1, 3)
     return cast(list[float], np.delete(colours, _PLACES**2 // 2, axis=0).ravel().astype(float).tolist())

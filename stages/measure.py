@@ -66,6 +66,11 @@ def luma(image: Image) -> _Plane:
     return cast(_Plane, cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
 
 
+def lab(image: Image) -> _Floats:
+    """CIELAB of an RGB picture, ``(height, width, 3)``: lightness in [0, 100], then a and b, 0 for grey."""
+    return cast(_Floats, cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB))
+
+
 def brightness(image: Image, mask: Mask | None = None) -> float:
     """Mean luma, of the pixels inside the mask if there is one; [0, 255], 0 for an empty mask."""
     plane = luma(image)
@@ -345,9 +350,9 @@ def _squared(plane: _Floats) -> _Floats:
 
 def _lab_grid(small: Image) -> _Floats:
     """Mean colour of each cell in CIELAB, lightness relative to the picture's mean; ``(cells, cells, 3)``."""
-    lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    lab[..., 0] -= lab[..., 0].mean()
-    return cast(_Floats, cv2.resize(_squared(lab), (_PICTURE_CELLS, _PICTURE_CELLS), interpolation=cv2.INTER_AREA))
+    colours = lab(small)
+    colours[..., 0] -= colours[..., 0].mean()
+    return cast(_Floats, cv2.resize(_squared(colours), (_PICTURE_CELLS, _PICTURE_CELLS), interpolation=cv2.INTER_AREA))
 
 
 def _gradients(small: Image) -> _Floats:

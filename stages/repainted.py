@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from models.masks import box_iou, box_of
 from models.protocols import Box, Detection, Image, Mask
+from stages.measure import lab
 
 _Floats = npt.NDArray[np.float32]
 
@@ -94,5 +95,4 @@ def _kept(picture: Image, before: Image) -> npt.NDArray[np.bool_]:
 
 
 def _distance(picture: Image, before: Image) -> _Floats:
-    first, second = (cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) for image in (picture, before))
-    return cast(_Floats, np.linalg.norm(first - second, axis=2))
+    return cast(_Floats, np.linalg.norm(lab(picture) - lab(before), axis=2))

@@ -16,6 +16,7 @@ from models.masks import box_of, cut_edges
 from models.protocols import FillRequest, Image, Mask
 from stages.config import Section
 from stages.matte import matte
+from stages.measure import lab
 from stages.seam import seamless
 
 Edges = tuple[bool, bool, bool, bool]
@@ -265,47 +266,43 @@ def _relit(image: Image, mask: Mask, scene: Image, config: SwapConfig) -> Image:
     """The image in the light of the scene, whose pixels ``(pixels, 3)`` show no subject."""
     if config.light == "none" or not config.light_strength or mask.all() or not scene.size:
         return image
-    lab, theirs = _lab(image), _lab(scene[None])[0]
-    around, centre = lab[~mask], lab[mask].mean(axis=0)
+    own, theirs = lab(image), lab(scene[None])[0]
+    around, centre = own[~mask], own[mask].mean(axis=0)
     if config.light == "reinhard":
         spread = np.clip(theirs.std(axis=0) / np.maximum(around.std(axis=0), 1), *_CONTRAST)
         moved = (centre - around.mean(axis=0)) * spread + theirs.mean(axis=0) - centre
-        stretched = (lab - centre) * (spread - 1)
+        stretched = (own - centre) * (spread - 1)
     else:
-        moved, stretched = _matched(lab, mask, around, theirs)
+        moved, stretched = _matched(own, mask, around, theirs)
     # Colour changes look twice as large as those of lightness.
     limits = config.max_light * centre[0] * np.array([1, 0.5, 0.5], np.float32)
     # As light does, it changes what is bright more than what is dark: black hair stays black.
-    share = np.clip(lab[..., :1] / max(float(centre[0]), 1), 0, 2)
+    share = np.clip(own[..., :1] / max(float(centre[0]), 1), 0, 2)
     change = np.clip(moved, -limits, limits) * share + stretched
-    return _rgb((lab + config.light_strength * change).astype(np.float32))
+    return _rgb((own + config.light_strength * change).astype(np.float32))
 
 
-def _matched(lab: _Floats, mask: Mask, around: _Floats, theirs: _Floats) -> tuple[_Floats, _Floats]:
+def _matched(own: _Floats, mask: Mask, around: _Floats, theirs: _Floats) -> tuple[_Floats, _Floats]:
     """What the curves that bring the quantiles of ``around`` to those of ``theirs`` would do.
 
-    To the subject's mean, shape ``(3,)``; and to each pixel beside that, of the shape of ``lab``. Colours by half.
+    To the subject's mean, shape ``(3,)``; and to each pixel beside that, of the shape of ``own``. Colours by half.
     """
-    moved, stretched = np.zeros(3, np.float32), np.zeros_like(lab)
+    moved, stretched = np.zeros(3, np.float32), np.zeros_like(own)
     for channel, weight in enumerate(_WEIGHTS):
         levels, targets = (np.quantile(pixels[:, channel], _QUANTILES) for pixels in (around, theirs))
         # Many quantiles may be the same: their mean.
         levels, same = np.unique(levels, return_inverse=True)
         offsets = np.bincount(same, targets) / np.bincount(same) - levels
         # Beyond what its surroundings tell, the curves go on in parallel.
-        moved[channel] = weight * np.interp(lab[mask][:, channel], levels, offsets).mean()
+        moved[channel] = weight * np.interp(own[mask][:, channel], levels, offsets).mean()
         steps = np.diff(levels)
         slopes = np.clip(np.diff(offsets), (_CONTRAST[0] - 1) * steps, (_CONTRAST[1] - 1) * steps)
-        bent = np.interp(lab[..., channel], levels, np.concatenate([[0.0], np.cumsum(slopes)]))
+        bent = np.interp(own[..., channel], levels, np.concatenate([[0.0], np.cumsum(slopes)]))
         stretched[..., channel] = weight * (bent - bent[mask].mean())
     return moved, stretched
 
 
-def _lab(image: Image) -> _Floats:
-    return cast(_Floats, cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB))
-
-
-def _rgb(lab: _Floats) -> Image:
-    lab[..., 0] = np.clip(lab[..., 0], 0, 100)
-    pixels = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+def _rgb(colours: _Floats) -> Image:
+    colours[..., 0] = np.clip(colours[..., 0], 0, 100)
+    pixels = cv2.cvtColor(colours, cv2.COLOR_LAB2RGB)
     return cast(Image, np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8))

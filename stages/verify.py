@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from pydantic import Field
@@ -84,7 +85,7 @@ class Verifiers:
     detector: Detector | None = None
 
 
-@dataclass(slots=True)
+@dataclass
 class _Case:
     """A claim with its pictures, and what the models found."""
 
@@ -107,6 +108,19 @@ class _Case:
     @property
     def is_painted(self) -> bool:
         return self.kind in PAINTED
+
+    @cached_property
+    def sides(self) -> tuple[tuple[Image, Mask], tuple[Image, Mask]]:
+        """The reference and the target's own picture as pictures of one kind, each with its mask.
+
+        Both have a background or both are cut out. A picture that was only cut out of a frame is known by what is
+        around it there.
+        """
+        if self.kind in ON_WHITE:
+            return (self.picture, self.mask), cut_out(*self.own)
+        if self.is_painted:
+            return (self.picture, self.mask), self.own
+        return subject_crop(self.claim.source, self.claim.reference.source_frame), self.own
 
 
 class VerifyStage:
@@ -174,7 +188,7 @@ class VerifyStage:
             target = cases[numbers[0]].claim.target
             frames = [decode_png(crop) for crop in target.crops]
             # What was only cut out is looked for as it was in its frame: the edge that fades to white is in none.
-            seen = [(scene, mask) for scene, _, mask in (_compared(cases[number]) for number in numbers)]
+            seen = [cases[number].sides[0] for number in numbers]
             mirrored = [(np.ascontiguousarray(picture[:, ::-1]), mask[:, ::-1]) for picture, mask in seen]
             scores = copy_scores([*seen, *mirrored], frames)
             for place, number in enumerate(numbers):
@@ -196,7 +210,7 @@ def _proof(case: _Case, copy_risk: float | None) -> Proof:
     claim, reference = case.claim, case.claim.reference
     similarity, by, vector = _identity(case)
     rival = _nearest(vector, by, claim.others)
-    scene, before, scene_mask = _compared(case)
+    (scene, scene_mask), (before, _) = case.sides
     apart = _difference(case)
     new_background = case.kind in NEW_BACKGROUND
     old = before
@@ -229,29 +243,14 @@ def _proof(case: _Case, copy_risk: float | None) -> Proof:
     )
 
 
-def _compared(case: _Case) -> tuple[Image, Image, Mask]:
-    """The reference and the target's own picture as pictures of one kind, and where the former shows its subject.
-
-    Both have a background or both are cut out. A picture that was only cut out of a frame is known by what is around
-    it there.
-    """
-    own, own_mask = case.own
-    if case.kind in ON_WHITE:
-        return case.picture, cut_out(own, own_mask)[0], case.mask
-    if case.is_painted:
-        return case.picture, own, case.mask
-    crop, mask = subject_crop(case.claim.source, case.claim.reference.source_frame)
-    return crop, own, mask
-
-
 def _difference(case: _Case) -> Difference:
     claim = case.claim
     if not case.is_painted:
         source = claim.source.frames[claim.reference.source_frame]
         target = claim.target.frames[claim.target.best]
         return difference(Look.of_frame(source), Look.of_frame(target), same_video=claim.same_video)
-    own = cut_out(*case.own) if case.kind in ON_WHITE else case.own
-    return difference(Look.of_picture(case.picture, case.mask), Look.of_picture(*own), same_video=False)
+    first, second = (Look.of_picture(*side) for side in case.sides)
+    return difference(first, second, same_video=False)
 
 
 def _identity(case: _Case) -> tuple[float, str, Embedding | None]:
