@@ -58,8 +58,8 @@ format: $(VENV)/installed ## put the code into its style
 	$(BIN)/ruff format .
 
 docs: $(VENV)/installed ## write docs/config.md and docs/train_config.md from the config classes
-	$(BIN)/python -m curation.reference > docs/config.md
-	$(BIN)/python -m training.reference > docs/train_config.md
+	$(BIN)/python -m curation.config_reference > docs/config.md
+	$(BIN)/python -m training.config_reference > docs/train_config.md
 
 clean: ## remove the demo videos, caches and .venv; workspaces stay
 	rm -rf $(DEMO) $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -1,4 +1,4 @@
-"""Writes the config reference (docs/config.md) from the config classes: ``python -m curation.reference``."""
+"""Writes the config reference (docs/config.md) from the config classes: ``python -m curation.config_reference``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Writes the reference of training configs (docs/train_config.md): ``python -m training.reference``."""
+"""Writes the reference of training configs (docs/train_config.md): ``python -m training.config_reference``."""
 
 from __future__ import annotations
 
-from curation.reference import sections
+from curation.config_reference import sections
 from training.config import TrainConfig
 
 INTRODUCTION = """# Training config reference
